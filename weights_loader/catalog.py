@@ -1,0 +1,177 @@
+"""Which weights exist, where they come from, under which licence. Pure data: no torch, no network.
+
+The command line lists these entries and downloads them; nothing here downloads anything. Entries of
+other networks join `ENTRIES` as their nodes arrive.
+
+Sources: menyifang/DCT-Net `download.py` and `multi-style/download.py` (model ids and revisions),
+modelscope `hub/file_download.py` (address of a file), the card of the anime model (licence).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+LIMIT_STYLE_BYTES = 64 << 20
+"""No style is larger: a download that grows beyond this is something else."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file to fetch.
+
+    save_as: its name under the entry's model folder.
+    urls: tried in order. Empty where `Entry.requirement` says where it comes from instead.
+    size_bytes: exact where `sha256` is known, else the size that files of this kind have.
+    sha256: None means that nobody published it: say "unverified" wherever the file is named.
+    """
+
+    save_as: str
+    urls: tuple[str, ...]
+    size_bytes: int
+    sha256: str | None = None
+
+    @property
+    def verified(self) -> bool:
+        """Whether a download can be checked against a known SHA-256."""
+        return self.sha256 is not None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something to download.
+
+    id: what the person types.
+    kind: "style" or "faces".
+    folder: under ComfyUI's models/.
+    requirement: a pip requirement whose wheel holds `members`, where there is no plain address.
+    members: path in that wheel -> SHA-256.
+    """
+
+    id: str
+    kind: str
+    title: str
+    folder: str
+    files: tuple[RemoteFile, ...]
+    licence: str
+    page: str
+    note: str = ""
+    requirement: str = ""
+    members: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        """All files together."""
+        return sum(file.size_bytes for file in self.files)
+
+    @property
+    def verified(self) -> bool:
+        """Whether every file has a known SHA-256."""
+        return all(file.verified for file in self.files)
+
+
+_GRAPH_BYTES = 5_894_895
+_ANIME_CARD = "Apache-2.0 on the model's card"
+_SERIES_CARD = "Apache-2.0 as the code and the series' main card say; this model's card has no more"
+
+
+def modelscope_urls(model: str, file: str, revision: str = "master") -> tuple[str, ...]:
+    """Public addresses of a file on ModelScope: the plain one, then the one its own client uses.
+
+    model: "owner/name". file: path inside the model's repository.
+    """
+    path, version = quote(file), quote(revision, safe="")
+    return (
+        f"https://modelscope.cn/models/{model}/resolve/{version}/{path}",
+        f"https://modelscope.cn/api/v1/models/{model}/repo?Revision={version}"
+        f"&FilePath={quote(file, safe='')}",
+    )
+
+
+def _style(
+    style: str,
+    title: str,
+    infix: str,
+    revision: str = "master",
+    names: tuple[str, str] = ("cartoon_bg.pb", "cartoon_h.pb"),
+    hashes: tuple[str | None, str | None] = (None, None),
+) -> Entry:
+    model = f"damo/cv_unet_person-image-cartoon{infix}_compound-models"
+    targets = (f"{style}_cartoon_bg.pb", f"{style}_cartoon_h.pb")
+    rows = tuple(
+        RemoteFile(target, modelscope_urls(model, name, revision), _GRAPH_BYTES, sha256)
+        for target, name, sha256 in zip(targets, names, hashes, strict=True)
+    )
+    return Entry(
+        id=style,
+        kind="style",
+        title=title,
+        folder="dctnet",
+        files=rows,
+        licence=_ANIME_CARD if not infix else _SERIES_CARD,
+        page=f"https://modelscope.cn/models/{model}/summary",
+        note="" if all(hashes) else "no SHA-256 is published: unverified",
+    )
+
+
+_STYLES = (
+    _style(
+        "anime",
+        "Japanese animation",
+        "",
+        names=("cartoon_anime_bg.pb", "cartoon_anime_h.pb"),
+        hashes=(
+            "71efec51b4566cce3a3123822fb4e17794ad062c3e324b33f2a65df850c037ad",
+            "338e7bf7ab4014ba9da864c2dda104f26d8af6c7f468038782d92ccc8e2dedda",
+        ),
+    ),
+    _style("3d", "3D animation film", "-3d"),
+    _style("handdrawn", "drawn by hand", "-handdrawn"),
+    _style("sketch", "pencil sketch", "-sketch"),
+    _style("artstyle", "painting", "-artstyle"),
+    _style("design", "flat illustration", "-sd-design", "v1.0.0"),
+    _style("illustration", "comic book", "-sd-illustration", "v1.0.0"),
+)
+
+FACES_WHEEL = "facenet_pytorch-2.6.0-py3-none-any.whl"
+FACES_WHEEL_SHA256 = "ecb82b27beb226d106f2219efe8f829b01b87a8595badd01545679bdb9f19cca"
+FACES_WHEEL_BYTES = 1_881_930
+FACES_MEMBERS = {
+    "facenet_pytorch/data/pnet.pt": (
+        "a2a71925e0b9996a42f63e47efc1ca19043e69558b5c523b978d611dfae49c8f"
+    ),
+    "facenet_pytorch/data/rnet.pt": (
+        "bbb937de72efc9ef83b186c49f5f558467a1d7e3453a8ece0d71a886633f6a86"
+    ),
+    "facenet_pytorch/data/onet.pt": (
+        "165bfbe42940416ccfb977545cf0e976d5bf321f67083ae2aaaa5c764280118d"
+    ),
+}
+
+_FACES = Entry(
+    id="faces",
+    kind="faces",
+    title="face detector (MTCNN: P-Net, R-Net, O-Net)",
+    folder="facedetection",
+    files=(RemoteFile("mtcnn.safetensors", (), FACES_WHEEL_BYTES, FACES_WHEEL_SHA256),),
+    licence="MIT",
+    page="https://github.com/timesler/facenet-pytorch",
+    note="the wheel is downloaded, never installed: it would replace torch and numpy",
+    # --no-deps: the wheel pins torch<2.3 and numpy<2.
+    requirement="facenet-pytorch==2.6.0",
+    members=FACES_MEMBERS,
+)
+
+ENTRIES: tuple[Entry, ...] = (*_STYLES, _FACES)
+"""Everything that can be downloaded."""
+
+
+def find(name: str) -> Entry | None:
+    """The entry of this id, capitals alike, or None."""
+    return next((entry for entry in ENTRIES if entry.id == name.casefold()), None)
+
+
+def ids(kind: str = "") -> list[str]:
+    """Ids of all entries, or of those of one kind."""
+    return [entry.id for entry in ENTRIES if kind in ("", entry.kind)]

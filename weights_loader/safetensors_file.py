@@ -1,0 +1,189 @@
+"""The safetensors format: header checked in full before a byte of tensor data is read.
+
+Written here as well, because the official writer orders metadata at random: the same tensors must
+give the same file, so that a published SHA-256 can be reproduced.
+
+Source: huggingface/safetensors README, section "Format".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from . import files
+from .errors import WeightsError
+
+# The largest network read here has 60 tensors and a header of 6 kB.
+LIMIT_HEADER_BYTES = files.MIB
+MAX_RANK = 8
+
+_SIZES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
+    "U16": 2, "U32": 4, "U64": 8, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8,
+}  # fmt: skip
+_TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_NAMES = {dtype: name for name, dtype in _TORCH.items()}
+
+
+def scan(path: Path, limit_bytes: int) -> files.Contents:
+    """Describe a safetensors file; no tensor is read.
+
+    Raises: WeightsError for a broken header, tensors that overlap, leave gaps, or do not end where
+    the file ends.
+    """
+    size = files.check(path, limit_bytes)
+    if size < 8:
+        _refuse(path, "a header of 8 bytes or more", f"a file of {size} bytes")
+    length = int.from_bytes(files.read_at(path, 0, 8), "little")
+    if length > min(size - 8, LIMIT_HEADER_BYTES):
+        _refuse(
+            path,
+            f"a header of at most {min(size - 8, LIMIT_HEADER_BYTES):,} bytes",
+            f"one that claims {length:,} (a truncated file, or not safetensors)",
+        )
+    header = _header(path, files.read_at(path, 8, length))
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        _refuse(path, "metadata of names and texts", "something else")
+    spans = {name: _entry(path, name, entry) for name, entry in header.items()}
+    _check_layout(path, {name: span for name, (_, _, span) in spans.items()}, size - 8 - length)
+    tensors: dict[str, files.Stored] = {}
+    for name, (dtype, shape, (begin, end)) in spans.items():
+        load = _loader(path, name, dtype, shape, (8 + length + begin, end - begin))
+        tensors[name] = files.Stored(dtype, shape, load)
+    return files.Contents(tensors, metadata, "a safetensors file")
+
+
+def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file in one step: whole, or not at all.
+
+    tensors: any of float64, float32, float16, bfloat16; any device and strides.
+    Raises: WeightsError where the folder or the disk does not let it.
+    """
+    entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    blobs: list[bytes] = []
+    offset = 0
+    for name, tensor in sorted(tensors.items()):
+        dense = tensor.detach().cpu().contiguous()
+        blob = dense.reshape(-1).view(torch.uint8).numpy().tobytes()
+        entries[name] = {
+            "dtype": _NAMES[dense.dtype],
+            "shape": list(dense.shape),
+            "data_offsets": [offset, offset + len(blob)],
+        }
+        offset += len(blob)
+        blobs.append(blob)
+    header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    header += b" " * (-len(header) % 8)
+    replace_with(path, b"".join([len(header).to_bytes(8, "little"), header, *blobs]))
+
+
+def replace_with(path: Path, data: bytes) -> None:
+    """Put `data` at `path` atomically; on failure whatever was there stays, and nothing else."""
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=".realtoon-", suffix=".tmp", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp's own mode shuts other users out; a model folder is often shared.
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise WeightsError(
+            path,
+            "a place that can be written",
+            error.strerror or str(error),
+            "check the folder's permissions and the free disk space",
+        ) from None
+
+
+def _header(path: Path, data: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise ValueError("a name stands in it twice")
+        return result
+
+    def no_constant(text: str) -> NoReturn:
+        raise ValueError(f"{text} stands in it")
+
+    try:
+        header = json.loads(
+            data.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant
+        )
+    except (ValueError, RecursionError) as error:
+        reason = "it nests too deep" if isinstance(error, RecursionError) else str(error)
+        _refuse(path, "a header in JSON", f"a broken one ({reason[:120]})")
+    if not isinstance(header, dict):
+        _refuse(path, "a header that lists tensors", f"a JSON {type(header).__name__}")
+    return header
+
+
+def _entry(path: Path, name: str, entry: object) -> tuple[str, tuple[int, ...], tuple[int, int]]:
+    fields = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if dtype not in _SIZES if isinstance(dtype, str) else True:
+        _refuse(path, f"a known dtype for {name}", repr(dtype)[:80])
+    if not _sizes(shape) or len(shape) > MAX_RANK:  # type: ignore[arg-type]
+        _refuse(path, f"a shape for {name}", repr(shape)[:80])
+    if not _sizes(offsets) or len(offsets) != 2:  # type: ignore[arg-type]
+        _refuse(path, f"two data offsets for {name}", repr(offsets)[:80])
+    begin, end = offsets  # type: ignore[misc]
+    count = 1
+    for size in shape:  # type: ignore[union-attr]
+        count *= size
+    if end - begin != count * _SIZES[dtype]:  # type: ignore[index]
+        _refuse(
+            path,
+            f"{count * _SIZES[dtype]:,} bytes for {name}",  # type: ignore[index]
+            f"{end - begin:,}",
+        )
+    return dtype, tuple(shape), (begin, end)  # type: ignore[return-value,arg-type]
+
+
+def _sizes(value: object) -> bool:
+    return isinstance(value, list) and all(type(v) is int and 0 <= v < 1 << 48 for v in value)
+
+
+def _check_layout(path: Path, spans: dict[str, tuple[int, int]], data_bytes: int) -> None:
+    at = 0
+    for name, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
+        if begin != at:
+            what = "overlapping tensors" if begin < at else "a gap"
+            _refuse(path, f"{name} to start at byte {at:,} of the data", f"{begin:,} ({what})")
+        at = end
+    if at != data_bytes:
+        what = "a truncated file" if at > data_bytes else "bytes that belong to no tensor"
+        _refuse(path, f"{at:,} bytes of tensors", f"{data_bytes:,} ({what})")
+
+
+def _loader(
+    path: Path, name: str, dtype: str, shape: tuple[int, ...], span: tuple[int, int]
+) -> Callable[[], torch.Tensor]:
+    offset, length = span
+
+    def load() -> torch.Tensor:
+        if dtype not in _TORCH:
+            _refuse(path, f"floating-point numbers in {name}", dtype)
+        if not length:
+            return torch.empty(shape, dtype=_TORCH[dtype])
+        data = bytearray(files.read_at(path, offset, length))
+        return torch.frombuffer(data, dtype=_TORCH[dtype]).reshape(shape)
+
+    return load
+
+
+def _refuse(path: Path, expected: str, got: str) -> NoReturn:
+    raise WeightsError(path, expected, got, files.AGAIN)
