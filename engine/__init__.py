@@ -1,0 +1,1 @@
+"""The machinery: networks, geometry and pictures as plain torch, without a host."""
