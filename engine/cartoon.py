@@ -51,6 +51,15 @@ class Head:
     drawn: Tensor
 
 
+def max_area(height: int, width: int, device_type: str) -> int:
+    """Pixels of one window, of memory enough. Sizes in px; device_type as torch has it."""
+    if device_type != "cpu":
+        return 4_600_000
+    # A processor gains nothing from larger windows. One that is to be followed by others shares
+    # its memory with what they leave behind and with the finder of faces.
+    return 1_150_000 if height * width <= 1_150_000 else 800_000
+
+
 def plan_windows(height: int, width: int, look: Look, max_area: int) -> list[Window]:
     """The windows in which ``draw`` works. Sizes in px, ``max_area`` in px of one window."""
     halo = HALO_PX + (_LINE_HALO_PX if look.crispness != 1.0 else 0)

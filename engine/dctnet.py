@@ -16,7 +16,7 @@ the machine's peak and everything else is memory traffic:
   turned kernels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, cast
 
 import torch
@@ -119,6 +119,18 @@ class DCTNet(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(i, o, k, padding=k // 2) for i, o, k in _LAYERS)
         self.blocks = nn.ModuleList(_Block() for _ in range(4))
         self.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def with_weights(cls, config: Config, tensors: Mapping[str, Tensor]) -> "DCTNet":
+        """The network with these tensors (canonical names, all of them), ready to run.
+
+        Raises: RuntimeError where a name or a shape is missing or too many.
+        """
+        # Without the random start that is thrown away at once: it takes longer than reading a file.
+        with torch.device("meta"):
+            net = cls(config)
+        net.load_state_dict(dict(tensors), strict=True, assign=True)
+        return net.to(memory_format=torch.channels_last).requires_grad_(False).eval()
 
     def forward(self, image_bchw: Tensor, check: Callable[[], None] = _nothing) -> Tensor:
         """Draw a whole picture in one window.

@@ -1,4 +1,4 @@
-"""Loads the pack under its installed name, whatever its folder is called and wherever pytest runs."""
+"""Loads the pack under its installed name, whatever its folder and wherever pytest runs."""
 
 import importlib.util
 import sys

@@ -15,9 +15,9 @@ from torch.nn import functional as F  # noqa: N812
 
 # A halved copy is kept from this size down. All of them together take 4/3 of 12 bytes a pixel.
 _KEPT_PX = 3_200_000
-_STRIP_PX = 1_000_000
+_STRIP_PX = 500_000
 _SMALLEST_COPY_PX = 96
-_CROP_BYTES = 12_000_000
+_CROP_BYTES = 6_000_000
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,25 @@
+"""The nodes that ComfyUI sees, one a file."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import _host
+from .dctnet_cartoon import DCTNetCartoon
+from .prepare_image import PrepareImage
+
+NODES: tuple[type[io.ComfyNode], ...] = (DCTNetCartoon, PrepareImage)
+
+
+class RealToon(ComfyExtension):
+    """What ComfyUI asks for the pack's nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """The nodes; an id that another pack holds is said in the log."""
+        # Not in on_load: ComfyUI 0.3.75 declares it and never calls it.
+        _host.register_folders()
+        _host.warn_about_taken_ids(NODES)
+        return list(NODES)
+
+
+async def comfy_entrypoint() -> RealToon:
+    """The entry point that ComfyUI's V3 loader calls."""
+    return RealToon()

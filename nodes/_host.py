@@ -1,0 +1,202 @@
+"""The only place that asks ComfyUI for anything: folders, memory, progress, what its schema knows.
+
+Everything here holds on ComfyUI 0.3.75 and on 0.33.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as management
+import comfy.model_patcher
+import comfy.utils
+import folder_paths
+import torch
+from comfy.patcher_extension import CallbacksMP
+from comfy_api.latest import io, ui
+from torch import nn
+
+log = logging.getLogger("realtoon")
+
+PACK = Path(__file__).resolve().parent.parent
+STYLES_FOLDER = "dctnet"
+FACES_FOLDER = "facedetection"
+_EXTENSIONS = {
+    STYLES_FOLDER: {".pb", ".safetensors", ".pt", ".pth", ".ts"},
+    FACES_FOLDER: {".safetensors", ".pt", ".pth"},
+}
+_KEPT_MODELS = 6
+_ON_DETACH_KEY = "realtoon"
+
+_kept: dict[tuple[Any, ...], comfy.model_patcher.ModelPatcher] = {}
+
+
+def schema(**kwargs: Any) -> io.Schema:
+    """``io.Schema`` with only those fields that this host knows; an older one raises on others."""
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    return io.Schema(**{name: value for name, value in kwargs.items() if name in known})
+
+
+def one_of(name: str, value: object, options: Iterable[object]) -> bool | str:
+    """The answer of ``validate_inputs`` for a combo: True, or why not.
+
+    ComfyUI 0.3.75 does not hold a V3 combo to its options. None stands for a linked input.
+    """
+    known = list(options)
+    if value is None or value in known:
+        return True
+    return f"{name}: expected one of {', '.join(map(str, known))}, got {value!r}"
+
+
+def register_folders() -> None:
+    """Add the pack's model folders to those of the host; what others registered stays."""
+    table = folder_paths.folder_names_and_paths
+    for name, extensions in _EXTENSIONS.items():
+        default = str(Path(folder_paths.models_dir) / name)
+        paths, known = table.get(name, ([], set()))
+        table[name] = (paths if default in paths else [*paths, default], set(known) | extensions)
+
+
+def model_folders(name: str) -> list[Path]:
+    """The folders registered under ``name`` that exist, in the host's order."""
+    return [path for path in map(Path, folder_paths.get_folder_paths(name)) if path.is_dir()]
+
+
+def first_model_folder(name: str) -> Path:
+    """Where a file for ``name`` belongs, whether the folder exists or not."""
+    return Path(folder_paths.get_folder_paths(name)[0])
+
+
+def warn_about_taken_ids(nodes: Sequence[type[io.ComfyNode]]) -> None:
+    """Say in the log when another pack holds one of our ids: now, and once all packs are in.
+
+    Ids are global and the last pack that loads wins without a word.
+    """
+    ours = {node.GET_SCHEMA().node_id: node for node in nodes}
+    _warn(ours, "it is replaced by RealToon's")
+
+    async def when_all_are_loaded(_app: Any) -> None:
+        _warn(ours, "it replaces RealToon's")
+
+    from server import PromptServer
+
+    if getattr(PromptServer, "instance", None) is not None:
+        PromptServer.instance.app.on_startup.append(when_all_are_loaded)
+
+
+def _warn(ours: dict[str, type[io.ComfyNode]], outcome: str) -> None:
+    import nodes as host_nodes
+
+    for node_id, ours_node in ours.items():
+        holder = host_nodes.NODE_CLASS_MAPPINGS.get(node_id)
+        if holder is None or holder is ours_node:
+            continue
+        pack = getattr(holder, "RELATIVE_PYTHON_MODULE", None) or holder.__module__
+        log.warning(
+            "RealToon: the node id %s is also registered by %s; %s. Workflows that use it may not"
+            " run as meant. Next step: disable one of the two packs and restart ComfyUI.",
+            node_id,
+            pack,
+            outcome,
+        )
+
+
+def kept_model(
+    source: Path, part: str, build: Callable[[], nn.Module]
+) -> comfy.model_patcher.ModelPatcher:
+    """A model under the host's memory management, built once per state of its file.
+
+    source: the file or folder that it is made of. part: tells several models of one source apart.
+    The model is let go when the host unloads it (for ``/free``, or for want of memory).
+    """
+    stat = source.stat()
+    key = (os.fspath(source), part, stat.st_mtime_ns, stat.st_size)
+    patcher = _kept.pop(key, None)
+    if patcher is None:
+        patcher = comfy.model_patcher.ModelPatcher(
+            build().eval(),
+            load_device=management.get_torch_device(),
+            offload_device=management.unet_offload_device(),
+        )
+        patcher.add_callback_with_key(
+            CallbacksMP.ON_DETACH, _ON_DETACH_KEY, lambda gone, *_: _let_go(key, gone)
+        )
+        while len(_kept) >= _KEPT_MODELS:
+            _kept.pop(next(iter(_kept)))
+    _kept[key] = patcher
+    return patcher
+
+
+def _let_go(key: tuple[Any, ...], patcher: comfy.model_patcher.ModelPatcher) -> None:
+    """Forget a model that the host is unloading."""
+    if _kept.get(key) is not patcher:
+        return
+    # The host is walking through its list and takes entries of dead models out of it at once: a
+    # model that died here would shorten the list under it. So it lives as long as its entry.
+    for entry in management.current_loaded_models:
+        if entry.model is patcher:
+            entry.realtoon_keeps = patcher
+    del _kept[key]
+
+
+def load(patchers: Iterable[comfy.model_patcher.ModelPatcher], working_bytes: int) -> None:
+    """Bring models to their device, with ``working_bytes`` free beside them."""
+    management.load_models_gpu(list(patchers), memory_required=working_bytes)
+
+
+def device() -> torch.device:
+    """Where models run."""
+    return management.get_torch_device()
+
+
+def free_bytes() -> int:
+    """Bytes that a run may still take on the models' device, the host's own reserve left alone."""
+    free = management.get_free_memory(management.get_torch_device())
+    return max(0, int(free) - int(management.minimum_inference_memory()))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the host counts ``error`` as memory running out."""
+    return isinstance(error, management.OOM_EXCEPTION)
+
+
+def give_memory_back() -> None:
+    """Return cached blocks to the device."""
+    gc.collect()
+    management.soft_empty_cache()
+
+
+def check_interrupted() -> None:
+    """Raise the host's own exception when the user has pressed Cancel."""
+    management.throw_exception_if_processing_interrupted()
+
+
+def report(node: type[io.ComfyNode], text: str) -> ui.PreviewText:
+    """Show ``text`` on a node now. Returns: its ``ui``, so that the API and the history have it.
+
+    node: the class as ``execute`` gets it, whose schema asks for ``io.Hidden.unique_id``. The front
+    end draws a ``PreviewText`` on core's own preview node only, but progress text on every node.
+    """
+    from server import PromptServer
+
+    server, node_id = getattr(PromptServer, "instance", None), node.hidden.unique_id
+    if server is not None and node_id is not None:
+        server.send_progress_text(text, node_id)
+    return ui.PreviewText(text)
+
+
+class Progress:
+    """The bar on a node. ``step`` moves it and stops the run when the user has pressed Cancel."""
+
+    def __init__(self, total: int) -> None:
+        self._bar = comfy.utils.ProgressBar(max(1, total))
+
+    def step(self, count: int = 1) -> None:
+        check_interrupted()
+        self._bar.update(count)
