@@ -1,0 +1,249 @@
+"""The command line's arguments, and every check that needs no environment."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .errors import UserError
+
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line and exit code 1 like every other bad input."""
+
+    def __init__(self, **settings: Any) -> None:
+        # Arguments for pytest must not be taken for the beginning of one of ours.
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message, f"see `python {self.prog} --help`")
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _crispness(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 2:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2")
+    return value
+
+
+def _side(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 16384:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 16384")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 65535")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def build() -> Parser:
+    """The parser of every verb."""
+    parser = Parser(
+        prog="run.py", description="RealToon: photos become cartoons in ComfyUI, from one command."
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    host = argparse.ArgumentParser(add_help=False)
+    host.add_argument(
+        "--comfyui",
+        metavar="PATH",
+        default=os.environ.get("COMFYUI_PATH") or None,
+        help="a ComfyUI folder to use (default: COMFYUI_PATH, the ComfyUI around this folder, "
+        "or one of our own)",
+    )
+    job = argparse.ArgumentParser(add_help=False)
+    job.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=900.0,
+        metavar="SECONDS",
+        help="give up on a picture that shows no progress for so long (default 900)",
+    )
+    _add_cartoon(verbs.add_parser("cartoon", parents=[host, job], help="a photo becomes a cartoon"))
+    _add_queue(
+        verbs.add_parser("queue", parents=[host, job], help="run any API workflow on a ComfyUI")
+    )
+    serve = verbs.add_parser("serve", parents=[host], help="ComfyUI in the browser, with the pack")
+    serve.add_argument("--port", type=_port, metavar="N", help="default: 8188 or the next free one")
+    _add_weights(verbs.add_parser("weights", help="list and fetch model weights"), host)
+    more = "All other arguments go to "
+    verbs.add_parser(
+        "test",
+        parents=[host],
+        help="everything the tests need, and the tests",
+        epilog=f"{more}pytest.",
+    )
+    bench = verbs.add_parser(
+        "bench",
+        parents=[host],
+        help="our figures beside each peer's",
+        epilog=f"{more}the benchmark, such as --quick.",
+    )
+    bench.add_argument("name", nargs="?", help="a file of benchmarks/ (default: all of them)")
+    return parser
+
+
+def _add_cartoon(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("photo", nargs="?", metavar="PHOTO", help="default: a portrait that is free")
+    verb.add_argument("--style", metavar="NAME", help="a style of `weights list` (default: cel)")
+    verb.add_argument("--strength", type=_fraction, metavar="X", help="0 to 1 (default 0.75)")
+    verb.add_argument("--crispness", type=_crispness, metavar="X", help="0 to 2 (default 1)")
+    verb.add_argument(
+        "--size", type=_side, metavar="N", help="longest side in pixels, 0 keeps it (default 1024)"
+    )
+    verb.add_argument("--no-faces", action="store_true", help="one pass for the whole picture only")
+    verb.add_argument("--out", metavar="FILE", help="a .png, .jpg or .webp file")
+    verb.add_argument("--port", type=_port, metavar="N", help="default: any free one")
+
+
+def _add_queue(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("workflow", metavar="WORKFLOW", help="a file made by Export (API)")
+    verb.add_argument(
+        "--input",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="IMAGE",
+        help="pictures for the workflow's LoadImage; several are several jobs",
+    )
+    verb.add_argument("--input-node", metavar="NODE", help="which LoadImage, if there are several")
+    verb.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NODE.INPUT=VALUE",
+        help="NODE is an id, a title or a class; VALUE may be JSON, or @FILE to upload a picture",
+    )
+    verb.add_argument("--server", metavar="URL", help="a running ComfyUI (default: start our own)")
+    verb.add_argument("--out", metavar="DIR", default=".", help="where results go (default: here)")
+    verb.add_argument(
+        "--format", choices=["png", "jpg", "webp"], help="turn pictures into it (default: as made)"
+    )
+    verb.add_argument("--port", type=_port, metavar="N", help="for our own ComfyUI")
+
+
+def _add_weights(verb: argparse.ArgumentParser, host: argparse.ArgumentParser) -> None:
+    actions = verb.add_subparsers(dest="action", metavar="ACTION")
+    actions.add_parser("list", parents=[host], help="what there is, sizes, licences")
+    actions.add_parser("faces", parents=[host], help="fetch the face detector")
+    download = actions.add_parser("download", parents=[host], help="fetch one entry of the list")
+    download.add_argument("id", metavar="ID")
+    convert = actions.add_parser("convert", parents=[host], help="a style becomes .safetensors")
+    convert.add_argument("source", metavar="SRC")
+    convert.add_argument("target", metavar="DST")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what can be refused before anything is made.
+
+    Raises: UserError.
+    """
+    if getattr(args, "port", None) and args.verb != "serve":
+        check_port(args.port)
+    if args.verb == "serve" and args.port:
+        check_port(args.port)
+    if args.verb == "cartoon":
+        if args.photo is not None:
+            check_is_file(args.photo, "give the path of a photo")
+        check_out_file(cartoon_target(args))
+    elif args.verb == "queue":
+        check_is_file(args.workflow, "give a workflow saved by Export (API)")
+        for picture in args.input:
+            check_is_file(picture, "give the path of a picture")
+        check_out_folder(Path(args.out))
+    elif args.verb == "weights" and args.action == "convert":
+        check_is_file(args.source, "give the path of a style's weights")
+        check_ending(Path(args.target), (".safetensors",))
+        check_out_folder(Path(args.target).absolute().parent)
+
+
+def cartoon_target(args: argparse.Namespace) -> Path:
+    """Where the cartoon goes: --out, or '<photo>_cartoon.png' in the current folder."""
+    if args.out:
+        return Path(args.out).expanduser().absolute()
+    stem = Path(args.photo).stem if args.photo else "astronaut"
+    return Path.cwd() / f"{stem}_cartoon.png"
+
+
+def check_is_file(name: str, next_step: str) -> None:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise UserError(f"{name} is a folder, not a file", next_step)
+    if not path.is_file():
+        raise UserError(f"{name} does not exist", f"{next_step} (you are in {Path.cwd()})")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{name} cannot be read", "check the file's permissions")
+
+
+def check_ending(path: Path, known: tuple[str, ...]) -> None:
+    if path.suffix.lower() not in known:
+        got = f"ends in {path.suffix!r}" if path.suffix else "has no ending"
+        raise UserError(f"{path.name} {got}", f"give a name that ends in {' or '.join(known)}")
+
+
+def check_out_file(path: Path) -> None:
+    """The file's ending is one that we write and its folder takes new files."""
+    check_ending(path, PICTURE_ENDINGS)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder", "name a file")
+    check_out_folder(path.parent)
+
+
+def check_out_folder(folder: Path) -> None:
+    """The folder, or the nearest one above it that exists, takes new files."""
+    existing = folder.expanduser().absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"{existing} is a file, so {folder} cannot be a folder", "name another one")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{existing} does not take new files", "name another folder with --out")
+
+
+def check_port(port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        if os.name != "nt":
+            # As ComfyUI binds: a port in TIME_WAIT is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(
+                f"port {port} cannot be used ({error.strerror or error})",
+                "name another with --port, or leave it out",
+            ) from error
+
+
+def free_port(first: int | None = None) -> int:
+    """A port that nothing listens on: from `first` upwards, or any."""
+    for port in range(first, first + 50) if first else ():
+        try:
+            check_port(port)
+        except UserError:
+            continue
+        return port
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

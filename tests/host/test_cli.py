@@ -1,0 +1,289 @@
+"""The command line as people run it: as a process, on a real ComfyUI, without a network."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import comfy_hosts
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+from realtoon.host import arguments, environment, paths, pictures, requirements, workflow
+
+RUN = comfy_hosts.ROOT / "run.py"
+# Whatever asks the network gets an error at once.
+NO_NETWORK = {
+    **{f"{kind}_PROXY": "http://127.0.0.1:9" for kind in ("HTTP", "HTTPS", "ALL")},
+    "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+    "PIP_NO_INDEX": "1",
+}
+
+
+def command(host, *line):
+    """run.py's command line; where its environment is not made yet, this Python stands in for it.
+
+    `python run.py test` makes it, so there the whole way is tested.
+    """
+    cache = paths.cache_folder()
+    owner = "" if host.owned else str(host.folder)
+    digest = environment._digest(requirements.of_host(host.folder))
+    if environment._find(cache, owner, digest):
+        return [sys.executable, str(RUN), *line]
+    handover = {"cache": str(cache), "host": host.to_json(), "seconds": {}}
+    return [sys.executable, str(RUN), "--handover", json.dumps(handover), *line]
+
+
+def run(host, folder, *line, limit_s=500):
+    """Run to the end in a folder; returns (exit code, stdout, stderr)."""
+    result = subprocess.run(
+        command(host, *map(str, line)),
+        cwd=folder,
+        env={**os.environ, **NO_NETWORK},
+        capture_output=True,
+        text=True,
+        timeout=limit_s,
+    )
+    return result.returncode, result.stdout, result.stderr
+
+
+def assert_refused(result, message):
+    code, _, err = result
+    assert code == 1, err
+    assert re.search(message, err), err
+    assert "Next step: " in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """A portrait-sized gradient that a camera held sideways."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path = tmp_path / "sideways.jpg"
+    wide = Image.linear_gradient("L").resize((200, 120))
+    Image.merge("RGB", (wide, wide.rotate(180), wide)).save(path, exif=exif)
+    return path
+
+
+def test_the_astronaut_becomes_a_cartoon(host, tmp_path):
+    from skimage import data
+
+    port = arguments.free_port()
+    code, out, err = run(host, tmp_path, "cartoon", "--port", port)
+    assert code == 0, err
+    target = tmp_path / "astronaut_cartoon.png"
+    assert f"Saved {target} (512×512" in out
+    assert re.search(r"Seconds: .*environment.*start.*run.*save.* = \d", out) or "start" in out
+    assert not listens(port)
+    assert list(tmp_path.iterdir()) == [target]
+    drawn = np.asarray(Image.open(target).convert("RGB"), dtype=float)
+    source = data.astronaut().astype(float)
+    # A cartoon of this very picture: changed everywhere a little, nowhere moved.
+    assert 2 < np.abs(drawn - source).mean() < 80
+    low = [
+        np.asarray(Image.fromarray(p.astype("uint8")).resize((8, 8)).convert("L"), dtype=float)
+        for p in (drawn, source)
+    ]
+    assert np.corrcoef(low[0].ravel(), low[1].ravel())[0, 1] > 0.9
+    texts = pictures.texts_of(target.read_bytes())
+    assert "DCTNetCartoon" in texts["prompt"]
+    assert texts["parameters"].startswith("Style: ")
+
+
+def test_a_sideways_photo_becomes_an_upright_small_jpg(host, photo, tmp_path):
+    target = tmp_path / "made" / "out.jpg"
+    line = ["cartoon", photo, "--out", target, "--size", "100", "--no-faces", "--strength", "0.5"]
+    code, out, err = run(host, tmp_path, *line)
+    assert code == 0, err
+    with Image.open(target) as got:
+        assert (got.format, got.size) == ("JPEG", (60, 100))
+    graph = json.loads(pictures.texts_of(target.read_bytes())["prompt"])
+    [node] = workflow.of_class(graph, "DCTNetCartoon")
+    inputs = graph[node]["inputs"]
+    assert (inputs["style_strength"], inputs["face_pass"]) == (0.5, False)
+
+
+def test_an_unknown_style_lists_the_known_ones(host, photo, tmp_path):
+    port = arguments.free_port()
+    result = run(host, tmp_path, "cartoon", photo, "--style", "oil", "--port", port)
+    assert_refused(result, r"no style 'oil'\. Next step: take one of .*cel")
+    assert not listens(port)
+    assert list(tmp_path.iterdir()) == [photo]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("words.png", b"these are words", "words.png is not a picture"),
+        ("cut.jpg", b"\xff\xd8\xff\xe0\x00\x10JFIF", "cut.jpg is "),
+        ("phone.heic", b"\0\0\0\x18ftypheic", "save the photo as JPG or PNG"),
+    ],
+)
+def test_what_is_no_photo_is_refused_before_the_host_starts(host, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    result = run(host, tmp_path, "cartoon", name, limit_s=60)
+    assert_refused(result, message)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_bad_workflow_is_refused_before_the_host_starts(host, tmp_path):
+    (tmp_path / "ui.json").write_text('{"nodes": [], "links": []}')
+    assert_refused(run(host, tmp_path, "queue", "ui.json"), r"Export \(API\)")
+
+
+def test_a_host_that_dies_is_one_line(host, photo, tmp_path):
+    # Only its own folder is ours to break: a ComfyUI whose main.py cannot start.
+    broken = tmp_path / "broken"
+    for name in ("main.py", "nodes.py", "folder_paths.py", "comfyui_version.py"):
+        (broken / name).parent.mkdir(parents=True, exist_ok=True)
+        (broken / name).write_text("")
+    (broken / "comfy").mkdir()
+    (broken / "comfy" / "cli_args.py").write_text("")
+    (broken / "main.py").write_text("raise RuntimeError('no card')\n")
+    handover = {"folder": str(broken), "version": "0.33.0", "origin": "test", "owned": True}
+    line = [
+        "--handover",
+        json.dumps({"cache": str(paths.cache_folder()), "host": handover, "seconds": {}}),
+        "cartoon",
+        str(photo),
+        "--no-faces",
+    ]
+    result = subprocess.run(
+        [sys.executable, str(RUN), *line], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert_refused(
+        (result.returncode, result.stdout, result.stderr),
+        r"ended with code 1: RuntimeError: no card\. Next step: read its log",
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_being_ended_leaves_nothing(host, photo, tmp_path, number):
+    port = arguments.free_port()
+    process = subprocess.Popen(
+        command(host, "cartoon", str(photo), "--port", str(port)),
+        cwd=tmp_path,
+        env={**os.environ, **NO_NETWORK},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs tests in the background has them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    for line in process.stdout:
+        if line.startswith("Starting ComfyUI"):
+            break
+    time.sleep(1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "Stopped.\n"
+    assert not listens(port)
+    assert list(tmp_path.iterdir()) == [photo]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+def test_serve_prints_its_address_and_ends(host, tmp_path):
+    port = arguments.free_port()
+    process = subprocess.Popen(
+        command(host, "serve", "--port", str(port)),
+        cwd=tmp_path,
+        env={**os.environ, **NO_NETWORK},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "Ctrl-C" in line:
+            break
+    assert f"ComfyUI: http://127.0.0.1:{port}\n" in lines, lines
+    assert listens(port)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert not listens(port)
+
+
+def queue(comfy, folder, *line):
+    line = ["queue", comfy_hosts.CARTOON, "--server", comfy.url, *line]
+    return run(comfy.server.host, folder, *line)
+
+
+def test_several_pictures_are_several_jobs(comfy, photo, tmp_path):
+    second = tmp_path / "second.png"
+    Image.new("RGB", (50, 40), "teal").save(second)
+    line = ["--input", photo, second, "--set", "DCTNetCartoon.face_pass=false"]
+    line += ["--set", "SaveImage.filename_prefix=cli", "--out", tmp_path / "out"]
+    line += ["--format", "webp"]
+    code, out, err = queue(comfy, tmp_path, *line)
+    assert code == 0, err
+    assert "1/2 " in out
+    assert "2/2 " in out
+    made = sorted((tmp_path / "out").iterdir())
+    assert [re.sub(r"\d+", "N", path.name) for path in made] == [
+        "second_cli_N_.webp",
+        "sideways_cli_N_.webp",
+    ]
+    assert [Image.open(path).size for path in made] == [(50, 40), (120, 200)]
+    # The same again keeps both.
+    assert queue(comfy, tmp_path, *line)[0] == 0
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_a_value_that_the_host_refuses_is_told_by_node(comfy, photo, tmp_path):
+    line = ["--input", photo, "--out", tmp_path / "out", "--set"]
+    result = queue(comfy, tmp_path, *line, "DCTNetCartoon.style_strength=7")
+    assert_refused(result, r"refused: node \w+ \(.*style_strength")
+    result = queue(comfy, tmp_path, *line, "DCTNetCartoon.colour=7")
+    assert_refused(result, r"no input 'colour'\. Next step: name one of image, style")
+    result = queue(comfy, tmp_path, *line, "KSampler.seed=7")
+    assert_refused(result, "no node 'KSampler'")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_server_that_is_not_there(host, tmp_path):
+    line = ["queue", comfy_hosts.CARTOON, "--server", "127.0.0.1:9"]
+    assert_refused(run(host, tmp_path, *line), "http://127.0.0.1:9 does not answer")
+
+
+def test_a_cancelled_job_leaves_the_queue(comfy):
+    graph = workflow.load(comfy_hosts.CARTOON)
+    [loader] = workflow.of_class(graph, "LoadImage")
+    [prepare] = workflow.of_class(graph, "PrepareImage")
+    name = comfy.upload(Image.effect_noise((2400, 2400), 60).convert("RGB"), "large.png")
+    changes = {(loader, "image"): name, (prepare, "max_side"): 0}
+    graph = workflow.with_inputs(graph, changes)
+    twice = [graph, workflow.with_inputs(graph, {(prepare, "max_side"): 2300})]
+    started = []
+
+    async def cancelled(client):
+        work = asyncio.create_task(client.run(twice, started.append))
+        while not any(update.title == "" or update.fraction > 0.2 for update in started):
+            await asyncio.sleep(0.05)
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        ends = time.monotonic() + 15
+        while time.monotonic() < ends:
+            left = await client._json("GET", "/queue")
+            if not left["queue_running"] and not left["queue_pending"]:
+                return True
+            await asyncio.sleep(0.2)
+        return False
+
+    assert comfy.do(cancelled)
