@@ -1,7 +1,8 @@
 // Shows what a node of this pack says in words ("scaled to 1024×683, 66.7 %") on the node itself.
 //
-// The host can send such text while a node runs, but not for a node whose result it has kept, and
-// to every window that has a node with that number. What a node returns reaches all that it should.
+// The host can send such text while a node runs, but not for a node that need not run because
+// another one had the same inputs, and some front ends save it with the workflow. So the text that
+// a node returns takes its place.
 
 import { app } from "../../../scripts/app.js";
 
@@ -43,7 +44,7 @@ function addWidget(node) {
     return lines * LINE_PX + PADDING_PX;
   };
   // Neither saved with the workflow nor sent with the prompt: it is an answer, not a setting.
-  const widget = node.addDOMWidget(WIDGET, "text", element, {
+  const widget = node.addDOMWidget(WIDGET, WIDGET, element, {
     serialize: false,
     getMinHeight: height,
     getValue: () => element.textContent,

@@ -1,0 +1,167 @@
+"""The shipped workflows on a real ComfyUI: every node known, and the pictures that they promise."""
+
+import numpy as np
+import pytest
+import workflow_files as wf
+from PIL import Image
+
+# Set by people; which files there are differs from machine to machine.
+OPEN_CHOICES = {("LoadImage", "image")}
+
+
+@pytest.fixture(scope="module")
+def object_info(comfy):
+    return comfy.do(lambda client: client.object_info())
+
+
+@pytest.fixture(params=wf.NAMES)
+def name(request):
+    return request.param
+
+
+def inputs_of(info):
+    return {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+
+
+def test_no_node_is_missing(object_info, name):
+    kinds = {node["type"] for node in wf.load(name)["nodes"]} - set(wf.VIRTUAL)
+    assert kinds <= set(object_info)
+
+
+def test_twin_is_what_this_host_reads_in_the_file(object_info, name):
+    assert wf.ui_to_api(wf.load(name), object_info) == wf.load_twin(name)
+
+
+def test_no_input_is_missing_or_unknown(object_info, name):
+    for node in wf.load_twin(name).values():
+        info = object_info[node["class_type"]]
+        assert set(node["inputs"]) <= set(inputs_of(info)), node["_meta"]["title"]
+        assert set(info["input"]["required"]) <= set(node["inputs"]), node["_meta"]["title"]
+
+
+def test_choices_are_those_of_this_host(object_info, name):
+    for node in wf.load_twin(name).values():
+        for given, value in node["inputs"].items():
+            kind, *rest = inputs_of(object_info[node["class_type"]])[given]
+            choices = kind if isinstance(kind, list) else (rest[0] if rest else {}).get("options")
+            if choices is None or isinstance(value, list):
+                continue
+            if (node["class_type"], given) not in OPEN_CHOICES:
+                assert value in choices, f"{node['_meta']['title']}.{given}"
+
+
+def test_wires_have_this_hosts_types(object_info, name):
+    twin = wf.load_twin(name)
+    for node in twin.values():
+        for given, value in node["inputs"].items():
+            if isinstance(value, list):
+                origin, slot = value
+                wanted = inputs_of(object_info[node["class_type"]])[given][0]
+                assert object_info[twin[origin]["class_type"]]["output"][slot] == wanted
+
+
+def test_ports_stand_where_the_file_says(object_info, name):
+    """Slots are joined by number: a port that moves joins the wrong things without a word."""
+    for node in wf.load(name)["nodes"]:
+        if node["type"] in wf.VIRTUAL:
+            continue
+        outputs = object_info[node["type"]]["output"]
+        for slot, out in enumerate(node["outputs"]):
+            assert outputs[slot] == out["type"], node["title"]
+        known = inputs_of(object_info[node["type"]])
+        for given in node["inputs"]:
+            if given["type"] != "IMAGEUPLOAD":
+                kind = known[given["name"]][0]
+                assert given["type"] == ("COMBO" if isinstance(kind, list) else kind)
+
+
+def photo(width, height, seed=0):
+    """Smooth and colourful, different for each seed."""
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def prepared(comfy, name, pictures, **settings):
+    """The twin with these pictures, and settings for its cartoon node."""
+    twin = wf.load_twin(name)
+    loaders = [node for node in twin.values() if node["class_type"] == "LoadImage"]
+    for index, (node, picture) in enumerate(zip(loaders, pictures, strict=True)):
+        node["inputs"]["image"] = comfy.upload(picture, f"{name}_{index}.png")
+    [cartoon] = [node for node in twin.values() if node["class_type"] == "DCTNetCartoon"]
+    cartoon["inputs"].update(settings)
+    return twin
+
+
+def run(comfy, name, pictures, **settings):
+    """The saved pictures as arrays."""
+    result = comfy.run(prepared(comfy, name, pictures, **settings))
+    assert all(file.type == "output" for file in result.files)
+    return [np.asarray(picture) for picture in comfy.pictures(result)]
+
+
+def test_cartoon_1024_draws(comfy):
+    original = photo(150, 101)
+    [drawn] = run(comfy, "cartoon_1024", [original])
+    assert drawn.shape == (101, 150, 3)
+    assert not np.array_equal(drawn, np.asarray(original))
+    assert drawn.std() > 5
+
+
+def test_cartoon_1024_scales_large_photos_down(comfy):
+    [drawn] = run(comfy, "cartoon_1024", [photo(1536, 1024)], style_strength=0.0)
+    assert drawn.shape == (683, 1024, 3)
+
+
+def test_cartoon_1024_puts_transparency_on_white(comfy):
+    picture = photo(64, 48).convert("RGBA")
+    alpha = np.full((48, 64), 255, np.uint8)
+    alpha[:, :20] = 0
+    picture.putalpha(Image.fromarray(alpha))
+    [drawn] = run(comfy, "cartoon_1024", [picture], style_strength=0.0)
+    assert drawn.shape == (48, 64, 3)
+    assert (drawn[:, :20] == 255).all()
+    assert np.array_equal(drawn[:, 20:], np.asarray(picture)[:, 20:, :3])
+
+
+def test_cartoon_batch_draws_every_photo_as_on_its_own(comfy):
+    photos = [photo(96, 64, seed) for seed in range(3)]
+    together = run(comfy, "cartoon_batch", photos)
+    assert len(together) == 3
+    for picture, drawn in zip(photos, together, strict=True):
+        [alone] = run(comfy, "cartoon_1024", [picture])
+        assert np.array_equal(drawn, alone)
+
+
+def test_cartoon_batch_leaves_photos_of_one_shape_whole(comfy):
+    photos = [photo(96, 64, seed) for seed in range(3)]
+    saved = run(comfy, "cartoon_batch", photos, style_strength=0.0)
+    for picture, kept in zip(photos, saved, strict=True):
+        assert np.array_equal(kept, np.asarray(picture))
+
+
+def test_cartoon_batch_fits_other_shapes_whole_with_white_bars(comfy):
+    photos = [photo(96, 64), photo(30, 60, 1), photo(200, 50, 2)]
+    saved = run(comfy, "cartoon_batch", photos, style_strength=0.0)
+    assert [picture.shape for picture in saved] == [(64, 96, 3)] * 3
+    _, tall, wide = saved
+    # 30×60 becomes 32×64, 200×50 becomes 96×24; both stand in the middle.
+    assert (tall[:, :32] == 255).all()
+    assert (tall[:, 64:] == 255).all()
+    assert (wide[:20] == 255).all()
+    assert (wide[44:] == 255).all()
+    inside = np.asarray(photos[1].resize((32, 64), Image.Resampling.LANCZOS)).astype(int)
+    assert np.abs(tall[:, 32:64].astype(int) - inside).max() <= 2
+
+
+def test_template_list_offers_them(comfy):
+    found = comfy.do(lambda client: client._json("GET", "/workflow_templates"))
+    [ours] = [names for pack, names in found.items() if "realtoon" in pack]
+    assert sorted(ours) == wf.NAMES
+
+
+def test_template_and_thumbnail_are_served(comfy, name):
+    folder = "/api/workflow_templates/comfyui-realtoon"
+    status, body = comfy.do(lambda client: client._call("GET", f"{folder}/{name}.json"))
+    assert (status, body) == (200, (wf.FOLDER / f"{name}.json").read_bytes())
+    status, body = comfy.do(lambda client: client._call("GET", f"{folder}/{name}.jpg"))
+    assert (status, body) == (200, (wf.FOLDER / f"{name}.jpg").read_bytes())

@@ -1,0 +1,260 @@
+"""The shipped workflows as files: whole, tidy, and the same graph as their twins."""
+
+import copy
+import json
+
+import pytest
+import workflow_files as wf
+from PIL import Image
+
+# The thumbnail is shown as a small square.
+THUMBNAIL_BYTES = 120_000
+OURS = ("DCTNetCartoon", "PrepareImage")
+# Names that the browser's own list of a node's inputs does not give a wire type.
+ANY = "*"
+
+
+@pytest.fixture(params=wf.NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def workflow(name):
+    return wf.load(name)
+
+
+def test_the_cartoon_workflows_are_shipped():
+    assert {"cartoon_1024", "cartoon_batch"} <= set(wf.NAMES)
+
+
+def test_each_has_a_twin_and_a_thumbnail_and_nothing_is_left_over(name):
+    assert sorted(path.stem for path in (wf.FOLDER / "api").iterdir()) == wf.NAMES
+    with Image.open(wf.FOLDER / f"{name}.jpg") as picture:
+        picture.load()
+        assert picture.format == "JPEG"
+        assert picture.width == picture.height >= 384
+    assert (wf.FOLDER / f"{name}.jpg").stat().st_size <= THUMBNAIL_BYTES
+
+
+def test_thumbnails_have_a_workflow():
+    assert {path.stem for path in wf.FOLDER.glob("*.jpg")} <= set(wf.NAMES)
+
+
+def test_twin_is_the_same_graph(name, workflow):
+    assert wf.ui_to_api(workflow) == wf.load_twin(name)
+
+
+def test_twin_that_differs_is_seen(name, workflow):
+    changed = copy.deepcopy(workflow)
+    node = next(node for node in changed["nodes"] if node["type"] == "DCTNetCartoon")
+    node["widgets_values"][1] = 0.5
+    assert wf.ui_to_api(changed) != wf.load_twin(name)
+
+
+def test_is_the_format_that_every_front_end_reads(workflow):
+    assert workflow["version"] == 0.4
+    assert workflow["last_node_id"] >= max(node["id"] for node in workflow["nodes"])
+    assert workflow["last_link_id"] >= max(link[0] for link in workflow["links"])
+
+
+def test_ids_are_unique(workflow):
+    for ids in (
+        [node["id"] for node in workflow["nodes"]],
+        [link[0] for link in workflow["links"]],
+        [group["id"] for group in workflow["groups"]],
+        [node["order"] for node in workflow["nodes"]],
+    ):
+        assert len(ids) == len(set(ids))
+
+
+def test_links_are_known_at_both_ends(workflow):
+    nodes = wf.by_id(workflow)
+    for link_id, origin, slot, target, place, kind in workflow["links"]:
+        out, given = nodes[origin]["outputs"][slot], nodes[target]["inputs"][place]
+        assert link_id in out["links"]
+        assert given["link"] == link_id
+        assert kind == out["type"]
+        assert given["type"] in (kind, ANY)
+
+
+def test_no_node_knows_of_other_links(workflow):
+    known = {link[0]: link for link in workflow["links"]}
+    for node in workflow["nodes"]:
+        for place, given in enumerate(node["inputs"]):
+            if given["link"] is not None:
+                assert known[given["link"]][3:5] == [node["id"], place]
+        for slot, out in enumerate(node["outputs"]):
+            for link_id in out["links"] or []:
+                assert known[link_id][1:3] == [node["id"], slot]
+
+
+def test_every_widget_has_its_value(workflow):
+    for node in workflow["nodes"]:
+        if node["type"] in wf.NOTES:
+            assert len(node["widgets_values"]) == 1
+        else:
+            assert len(node["widgets_values"]) == len(wf.widgets_in_file(node)), node["title"]
+
+
+def test_every_node_is_used(workflow):
+    """A node that leads nowhere is a leftover, unless it is what shows or saves the result."""
+    for node in workflow["nodes"]:
+        joined = [given for given in node["inputs"] if given["link"] is not None]
+        leads = [out for out in node["outputs"] if out["links"]]
+        if node["type"] not in wf.NOTES:
+            assert joined or leads, node["title"]
+
+
+def test_nodes_run_from_left_to_right(workflow):
+    nodes = wf.by_id(workflow)
+    for _, origin, _, target, *_ in workflow["links"]:
+        assert nodes[origin]["pos"][0] <= nodes[target]["pos"][0]
+        assert nodes[origin]["order"] < nodes[target]["order"]
+
+
+def test_nothing_overlaps(workflow):
+    boxes = [(node["title"], wf.node_box(node)) for node in workflow["nodes"]]
+    groups = [(group["title"], wf.group_box(group)) for group in workflow["groups"]]
+    for these in (boxes, groups):
+        for index, (title, box) in enumerate(these):
+            for other_title, other in these[index + 1 :]:
+                assert not box.overlaps(other), f"{title} overlaps {other_title}"
+
+
+def test_every_node_lies_in_one_group(workflow):
+    groups = [wf.group_box(group) for group in workflow["groups"]]
+    for node in workflow["nodes"]:
+        inside = [group for group in groups if group.encloses(wf.node_box(node))]
+        assert len(inside) == 1, node["title"]
+
+
+def test_every_node_has_a_title_of_its_own(workflow):
+    titles = [node["title"] for node in workflow["nodes"]]
+    assert len(titles) == len(set(titles))
+
+
+def test_notes_say_where_to_begin_and_how_faces_get_their_weights(workflow):
+    notes = {
+        node["title"]: node["widgets_values"][0]
+        for node in workflow["nodes"]
+        if node["type"] in wf.NOTES
+    }
+    assert "**Run**" in notes["Start here"]
+    assert "python run.py weights faces" in notes["Faces"]
+
+
+def test_pictures_are_those_that_every_comfyui_brings(workflow):
+    """So that Run works before anything is chosen."""
+    for node in workflow["nodes"]:
+        if node["type"] == "LoadImage":
+            assert node["widgets_values"][0] == "example.png"
+
+
+def test_defaults_are_the_nodes_own(workflow):
+    for node in workflow["nodes"]:
+        if node["type"] == "DCTNetCartoon":
+            assert node["widgets_values"] == ["cel (built-in)", 0.75, 1, True, 10, 60, 0]
+        if node["type"] == "PrepareImage":
+            assert node["widgets_values"] == [1024, 1, "white"]
+
+
+def test_our_nodes_name_the_pack_that_has_them(workflow):
+    """ComfyUI's manager offers this pack to those who lack it."""
+    for node in workflow["nodes"]:
+        if node["type"] in OURS:
+            assert node["properties"]["cnr_id"] == "comfyui-realtoon"
+
+
+def test_transparency_is_joined(workflow):
+    """LoadImage takes transparency out of the picture and gives it as a mask."""
+    nodes = wf.by_id(workflow)
+    for node in workflow["nodes"]:
+        if node["type"] == "PrepareImage":
+            joined = {given["name"]: given["link"] for given in node["inputs"]}
+            origins = [link for link in workflow["links"] if link[0] == joined["mask"]]
+            assert [nodes[link[1]]["type"] for link in origins] == ["LoadImage"]
+
+
+def test_no_machine_is_named_in_them(name):
+    text = (wf.FOLDER / f"{name}.json").read_text("utf-8")
+    assert "/root/" not in text
+    assert "/home/" not in text
+    assert ":\\\\" not in text
+
+
+class TestConversion:
+    """ui_to_api on what the shipped files do not have."""
+
+    @staticmethod
+    def graph(*middle, links):
+        load = _node(1, "LoadImage", [], [("IMAGE", "IMAGE")], ["a.png"], widgets=["image"])
+        save = _node(9, "SaveImage", [("images", "IMAGE")], [], ["x"], widgets=["filename_prefix"])
+        nodes = [load, *middle, save]
+        for link_id, origin, slot, target, place, _ in links:
+            by = {node["id"]: node for node in nodes}
+            by[origin]["outputs"][slot]["links"] = [link_id]
+            by[target]["inputs"][place]["link"] = link_id
+        return {"nodes": nodes, "links": links, "groups": [], "version": 0.4}
+
+    def test_reroute_is_followed(self):
+        reroute = _node(2, "Reroute", [("", "*")], [("", "IMAGE")], None)
+        links = [[1, 1, 0, 2, 0, "IMAGE"], [2, 2, 0, 9, 0, "IMAGE"]]
+        prompt = wf.ui_to_api(self.graph(reroute, links=links))
+        assert prompt["9"]["inputs"] == {"filename_prefix": "x", "images": ["1", 0]}
+        assert set(prompt) == {"1", "9"}
+
+    @pytest.mark.parametrize(("mode", "source"), [(wf.MUTED, None), (wf.BYPASSED, ["1", 0])])
+    def test_muted_ends_and_bypassed_passes_on(self, mode, source):
+        invert = _node(2, "ImageInvert", [("image", "IMAGE")], [("IMAGE", "IMAGE")], [])
+        invert["mode"] = mode
+        links = [[1, 1, 0, 2, 0, "IMAGE"], [2, 2, 0, 9, 0, "IMAGE"]]
+        prompt = wf.ui_to_api(self.graph(invert, links=links))
+        assert prompt["9"]["inputs"].get("images") == source
+        assert "2" not in prompt
+
+    def test_primitive_is_its_value(self):
+        primitive = _node(2, "PrimitiveNode", [], [("STRING", "STRING")], ["named"])
+        graph = self.graph(primitive, links=[[1, 2, 0, 9, 1, "STRING"]])
+        assert wf.ui_to_api(graph)["9"]["inputs"]["filename_prefix"] == "named"
+
+    def test_value_that_only_the_browser_has_is_left_out(self):
+        info = {
+            "input": {
+                "required": {"model": ["MODEL"], "seed": ["INT", {}], "steps": ["INT", {}]},
+                "optional": {"name": [["a", "b"], {"image_upload": True}], "mask": ["MASK"]},
+            }
+        }
+        assert wf.widgets_of_class(info) == ["seed", None, "steps", "name", None]
+        node = _node(1, "KSampler", [], [], [7, "randomize", 20], widgets=["seed", "steps"])
+        assert wf.widgets_in_file(node) == ["seed", None, "steps"]
+
+    def test_subgraphs_are_refused_rather_than_lost(self):
+        graph = self.graph(links=[])
+        graph["definitions"] = {"subgraphs": [{"id": "x"}]}
+        with pytest.raises(ValueError, match="subgraphs"):
+            wf.ui_to_api(graph)
+
+
+def _node(node_id, kind, inputs, outputs, values, widgets=()):
+    return {
+        "id": node_id,
+        "type": kind,
+        "order": node_id,
+        "mode": 0,
+        "inputs": [
+            *({"name": name, "type": type_, "link": None} for name, type_ in inputs),
+            *(
+                {"name": name, "type": "COMBO", "widget": {"name": name}, "link": None}
+                for name in widgets
+            ),
+        ],
+        "outputs": [{"name": name, "type": type_, "links": None} for name, type_ in outputs],
+        "widgets_values": values,
+    }
+
+
+def test_files_are_text_that_diffs_well(name):
+    for path in (wf.FOLDER / f"{name}.json", wf.FOLDER / "api" / f"{name}.json"):
+        text = path.read_text("utf-8")
+        assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"
