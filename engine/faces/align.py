@@ -82,7 +82,10 @@ def smoothed(image_bchw: Tensor, matrix_23: Tensor) -> tuple[Tensor, Tensor]:
     scale = matrix_23.new_tensor([[small[1] / width], [small[0] / height]])
     matrix = matrix_23 * scale
     matrix[:, 2:] += 0.5 * scale - 0.5
-    return F.interpolate(image_bchw, size=small, mode="bilinear", antialias=True), matrix
+    shrunk = F.interpolate(
+        _at_least_float32(image_bchw), size=small, mode="bilinear", antialias=True
+    )
+    return shrunk.to(image_bchw.dtype), matrix
 
 
 def sample(
@@ -94,13 +97,19 @@ def sample(
     values.
     """
     # Zeros lie beyond what grid_sample reads, so the border becomes zero for the while.
-    shifted = image_bchw - border if border else image_bchw
+    source = _at_least_float32(image_bchw)
+    shifted = source - border if border else source
     grid = _grid(matrix_23, out_hw, (image_bchw.shape[2], image_bchw.shape[3]))
-    grid = grid.to(image_bchw).expand(len(image_bchw), -1, -1, -1)
+    grid = grid.to(source).expand(len(source), -1, -1, -1)
     sampled = F.grid_sample(
         shifted, grid, mode="bilinear", padding_mode="zeros", align_corners=False
     )
-    return sampled + border if border else sampled
+    return (sampled + border if border else sampled).to(image_bchw.dtype)
+
+
+def _at_least_float32(image_bchw: Tensor) -> Tensor:
+    # A position in half precision is a pixel off from 2048 px on, and overflows in between.
+    return image_bchw if image_bchw.dtype == torch.float64 else image_bchw.float()
 
 
 def _shrinkage(matrix_23: Tensor) -> float:
