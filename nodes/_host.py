@@ -19,7 +19,7 @@ import comfy.utils
 import folder_paths
 import torch
 from comfy.patcher_extension import CallbacksMP
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import nn
 
 log = logging.getLogger("realtoon")
@@ -175,20 +175,6 @@ def give_memory_back() -> None:
 def check_interrupted() -> None:
     """Raise the host's own exception when the user has pressed Cancel."""
     management.throw_exception_if_processing_interrupted()
-
-
-def report(node: type[io.ComfyNode], text: str) -> ui.PreviewText:
-    """Show ``text`` on a node now. Returns: its ``ui``, so that the API and the history have it.
-
-    node: the class as ``execute`` gets it, whose schema asks for ``io.Hidden.unique_id``. The front
-    end draws a ``PreviewText`` on core's own preview node only, but progress text on every node.
-    """
-    from server import PromptServer
-
-    server, node_id = getattr(PromptServer, "instance", None), node.hidden.unique_id
-    if server is not None and node_id is not None:
-        server.send_progress_text(text, node_id)
-    return ui.PreviewText(text)
 
 
 class Progress:

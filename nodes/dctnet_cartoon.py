@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..engine import cartoon
@@ -30,7 +30,6 @@ class DCTNetCartoon(io.ComfyNode):
             search_aliases=["cartoon", "anime", "cartoonize", "stylize", "toon", "DCT-Net"],
             inputs=_inputs(),
             outputs=_outputs(),
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -81,9 +80,7 @@ class DCTNetCartoon(io.ComfyNode):
             ]
         )
         image_out = to_bhwc(drawn.to(pictures.wire_dtype))
-        return io.NodeOutput(
-            image_out, mask_to_wire(face_mask), report, ui=_host.report(cls, report)
-        )
+        return io.NodeOutput(image_out, mask_to_wire(face_mask), report, ui=ui.PreviewText(report))
 
 
 def _inputs() -> list[io.Input]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..engine.image_prep import (
@@ -36,7 +36,6 @@ class PrepareImage(io.ComfyNode):
             search_aliases=["resize", "letterbox", "pad", "flatten alpha", "lanczos", "limit size"],
             inputs=_inputs(),
             outputs=_outputs(),
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -64,7 +63,7 @@ class PrepareImage(io.ComfyNode):
             image_bchw = clean_bchw(pictures).to(pictures.wire_dtype)
         count = [f"{len(pictures)} pictures"] if len(pictures) > 1 else []
         report = "; ".join([describe_framing(framing), *count, *pictures.notes()])
-        return io.NodeOutput(to_bhwc(image_bchw), report, framing, ui=_host.report(cls, report))
+        return io.NodeOutput(to_bhwc(image_bchw), report, framing, ui=ui.PreviewText(report))
 
 
 def _framed(pictures: Pictures, framing: Framing) -> Tensor:

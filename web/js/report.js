@@ -1,14 +1,11 @@
 // Shows what a node of this pack says in words ("scaled to 1024×683, 66.7 %") on the node itself.
 //
-// The host can send such text while a node runs, but not for a node that need not run because
-// another one had the same inputs, and some front ends save it with the workflow. So the text that
-// a node returns takes its place.
+// Front ends draw the text that a node returns on core's own preview node alone.
 
 import { app } from "../../../scripts/app.js";
 
 const CATEGORY = "RealToon";
 const WIDGET = "realtoon_report";
-const PROGRESS_WIDGET = "$$node-text-preview";
 const LINE_PX = 16;
 const MOST_LINES = 12;
 // The element's own, and the margin that the front end takes off a DOM widget's height.
@@ -56,16 +53,7 @@ function addWidget(node) {
   return widget;
 }
 
-function removeProgressText(node) {
-  const index = node.widgets?.findIndex((each) => each.name === PROGRESS_WIDGET) ?? -1;
-  if (index >= 0) {
-    node.widgets[index].onRemove?.();
-    node.widgets.splice(index, 1);
-  }
-}
-
 function show(node, text) {
-  removeProgressText(node);
   const widget = node.widgets?.find((each) => each.name === WIDGET) ?? addWidget(node);
   widget.value = text;
   const [width, height] = node.size;
