@@ -11,13 +11,11 @@ import pytest
 from comfy_hosts import ROOT
 
 LIMIT_BYTES = 600 << 20
-# The network's windows on a processor, see nodes/_styles.py.
-WINDOW_PX = 1_150_000
 
 SCRIPT = """
 import sys
 from pathlib import Path
-root, height, width, area = Path(sys.argv[1]), *map(int, sys.argv[2:5])
+root, height, width = Path(sys.argv[1]), *map(int, sys.argv[2:4])
 sys.path[:0] = [str(root / "tests"), str(root / "tests" / "unit")]
 import conftest, torch, networks
 from realtoon.engine import cartoon
@@ -41,7 +39,7 @@ with torch.inference_mode():
     net = networks.network()
     # As on ComfyUI's wires: BHWC, seen as BCHW.
     image, out = (torch.full((1, height, width, 3), 0.5).permute(0, 3, 1, 2) for _ in range(2))
-    look = cartoon.Look(0.75, 1.5)
+    look, area = cartoon.Look(0.75, 1.5), cartoon.max_area(height, width, "cpu")
     draw(image[..., :64, :64], area, look)
     before = now("VmRSS")
     windows = draw(image, area, look)
@@ -66,7 +64,7 @@ with torch.inference_mode():
 def test_growth_is_bounded(height: int, width: int) -> None:
     """Beyond input and output; crispness, mask and a face included."""
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(ROOT), str(height), str(width), str(WINDOW_PX)],
+        [sys.executable, "-c", SCRIPT, str(ROOT), str(height), str(width)],
         capture_output=True,
         text=True,
         timeout=540,

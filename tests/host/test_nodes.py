@@ -89,7 +89,8 @@ def test_combos_offer_what_they_should(comfy) -> None:
 
 
 def test_the_pack_came_in_without_a_word_of_trouble(comfy) -> None:
-    text = graphs.log(comfy)
+    # Later lines are other tests' jobs, some of which are there to fail.
+    text = graphs.log(comfy).partition("got prompt")[0]
     assert "IMPORT FAILED" not in text
     for line in text.splitlines():
         assert not re.search(r"realtoon.*(error|traceback|deprecat)", line, re.IGNORECASE), line
