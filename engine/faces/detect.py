@@ -23,9 +23,9 @@ PROPOSAL_SCORE = 0.6
 REFINE_SCORE = 0.7
 SECOND_LOOK_SCORE = 0.6
 
-_TILE_SOURCE_PX = 512
-_RNET_BATCH = 128
-_ONET_BATCH = 32
+_TILE_SOURCE_PX = 640
+_RNET_BATCH = 256
+_ONET_BATCH = 64
 
 Order = Literal["largest", "left_to_right", "score"]
 

@@ -169,7 +169,8 @@ def test_a_killed_parent_takes_its_host_along(tmp_path):
     cache = tmp_path / "cache"
     code = PARENT.format(tests=str(ROOT / "tests"), host=str(host.folder), cache=str(cache))
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    pid = int(parent.stdout.readline())
+    # The line before it says which ComfyUI starts.
+    pid = next(int(line) for line in parent.stdout if line.strip().isdecimal())
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
