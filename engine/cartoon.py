@@ -57,7 +57,7 @@ def max_area(height: int, width: int, device_type: str) -> int:
         return 4_600_000
     # A processor gains nothing from larger windows. One that is to be followed by others shares
     # its memory with what they leave behind and with the finder of faces.
-    return 1_150_000 if height * width <= 1_150_000 else 800_000
+    return 1_150_000 if height * width <= 1_150_000 else 450_000
 
 
 def plan_windows(height: int, width: int, look: Look, max_area: int) -> list[Window]:

@@ -25,7 +25,7 @@ SECOND_LOOK_SCORE = 0.6
 
 _TILE_SOURCE_PX = 640
 _RNET_BATCH = 256
-_ONET_BATCH = 64
+_ONET_BATCH = 32
 
 Order = Literal["largest", "left_to_right", "score"]
 

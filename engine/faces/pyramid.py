@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 _KEPT_PX = 3_200_000
 _STRIP_PX = 500_000
 _SMALLEST_COPY_PX = 96
-_CROP_BYTES = 12_000_000
+_CROP_BYTES = 8_000_000
 
 
 @dataclass(frozen=True)

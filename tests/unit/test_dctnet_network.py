@@ -92,16 +92,18 @@ def test_any_plan_equals_the_whole(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("flags", [OFFICIAL, PORT], ids=networks.names)
 def test_strips_do_not_show(flags: Flags, monkeypatch: pytest.MonkeyPatch) -> None:
     net, image = network(flags, dtype=torch.float64), picture(150, 20, dtype=torch.float64)
-    monkeypatch.setitem(dctnet._STRIP_BYTES, "cpu", 1 << 30)
+    monkeypatch.setattr(dctnet, "_STRIP_BYTES_PER_PX", 0)
+    monkeypatch.setitem(dctnet._LEAST_STRIP_BYTES, "cpu", 1 << 30)
     whole = net(image)
     for most in (1, 40 * 32 * 128, 64 * 32 * 128):
-        monkeypatch.setitem(dctnet._STRIP_BYTES, "cpu", most)
+        monkeypatch.setitem(dctnet._LEAST_STRIP_BYTES, "cpu", most)
         assert (net(image) - whole).abs().max() < 1e-13
 
 
 def test_the_overlap_of_strips_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     net, image = network(dtype=torch.float64), picture(150, 20, dtype=torch.float64)
-    monkeypatch.setitem(dctnet._STRIP_BYTES, "cpu", 40 * 32 * 128)
+    monkeypatch.setattr(dctnet, "_STRIP_BYTES_PER_PX", 0)
+    monkeypatch.setitem(dctnet._LEAST_STRIP_BYTES, "cpu", 40 * 32 * 128)
     whole = net(image)
     monkeypatch.setattr(dctnet, "_OVERLAP", 4)
     assert (net(image) - whole).abs().max() > 1e-9
