@@ -101,10 +101,13 @@ def _fitted(to_head: Tensor, crop: Tensor) -> Head:
     return Head(to_drawn, drawn)
 
 
-def count_steps(style: Style, windows: Sequence[Window], faces: int) -> int:
+def count_steps(
+    style: Style, windows: Sequence[Window], image_hw: tuple[int, int], faces: int
+) -> int:
     """How often ``draw_heads`` and ``draw`` call their ``check``, for a progress bar."""
-    head = style.head.steps(Window((0, HEAD_PX, 0, HEAD_PX), (0, HEAD_PX, 0, HEAD_PX)))
-    return sum(map(style.whole.steps, windows)) + faces * head
+    side = (0, HEAD_PX, 0, HEAD_PX)
+    head = style.head.steps(Window(side, side), (HEAD_PX, HEAD_PX))
+    return sum(style.whole.steps(window, image_hw) for window in windows) + faces * head
 
 
 def draw(

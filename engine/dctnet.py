@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from .tiles import Window
 
 PAD_MULTIPLE = 16
-"""Pictures are padded to this at the right and the bottom, as the published pipeline does."""
+"""Pictures are padded to this at the right and the bottom, as in the published pipeline."""
 
 HALO_PX = 68
-"""How far an output pixel can see (57 px before it, 67 behind), rounded up to the stride of 4."""
+"""How far an output pixel can see (58 px before it, 64 behind, measured), and a stride to spare."""
 
 BYTES_PER_PX = 420
 """Working memory of one forward pass in fp32, per pixel of its window (measured)."""
@@ -79,6 +79,11 @@ class Config(Protocol):
     @property
     def tanh(self) -> bool:
         """Whether the last layer ends in tanh."""
+        ...
+
+    @property
+    def edge_padding(self) -> bool:
+        """Whether a picture is padded by its own edge instead of white, as published."""
         ...
 
 
@@ -154,14 +159,13 @@ class DCTNet(nn.Module):
         """
         height, width = image_bchw.shape[-2:]
         top, bottom, left, right = window.outer
-        # Padding is the picture's: a window inside it ends on real neighbours, which are a
-        # multiple of the stride away from its start.
-        below = -height % PAD_MULTIPLE if bottom == height else 0
-        beside = -width % PAD_MULTIPLE if right == width else 0
+        below, beside = _padding(window, height, width)
         part = image_bchw[..., top:bottom, left:right].to(self._weight)
         guide = torch.add(part.new_tensor(-1.0), part, alpha=2.0)
         if below or beside:
-            guide = F.pad(guide, (0, beside, 0, below), value=1.0)
+            sides = (0, beside, 0, below)
+            edge = self.config.edge_padding
+            guide = F.pad(guide, sides, "replicate") if edge else F.pad(guide, sides, value=1.0)
         guide = self._oriented(guide).contiguous(memory_format=torch.channels_last)
         rows, columns = window.kept
         drawn = self._oriented(self._draw(guide, check))[..., rows, columns]
@@ -183,10 +187,12 @@ class DCTNet(nn.Module):
         weight = layer.weight.flip((2, 3)) if self._turned else layer.weight
         return weight, layer.bias
 
-    def steps(self, window: Window) -> int:
-        """How often ``window`` calls its ``check``, for a progress bar."""
-        height, width = (-(-length // PAD_MULTIPLE) * PAD_MULTIPLE for length in window.outer_hw)
-        return 2 * len(_strips(height, width, self._weight.device)) + len(self.blocks)
+    def steps(self, window: Window, image_hw: tuple[int, int]) -> int:
+        """How often ``window`` calls its ``check``, for a bar. image_hw: the picture's size, px."""
+        below, beside = _padding(window, *image_hw)
+        height, width = window.outer_hw
+        strips = _strips(height + below, width + beside, self._weight.device)
+        return 2 * len(strips) + len(self.blocks)
 
     def _draw(self, guide: Tensor, check: Callable[[], None]) -> Tensor:
         """(B,3,H,W) in [-1,1], H and W multiples of 4 -> the same, filtered and clipped."""
@@ -275,6 +281,17 @@ class DCTNet(nn.Module):
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             skip.add_(x[:, :, 2 * before : 2 * (before + rows)])
         return skip
+
+
+def _padding(window: Window, height: int, width: int) -> tuple[int, int]:
+    """Rows below and columns beside that a window of a picture is padded with.
+
+    Padding is the picture's: a window inside it ends on real neighbours, a multiple of the stride
+    away from its start.
+    """
+    below = -height % PAD_MULTIPLE if window.outer[1] == height else 0
+    beside = -width % PAD_MULTIPLE if window.outer[3] == width else 0
+    return below, beside
 
 
 def _strips_of(guide: Tensor) -> list[tuple[int, int, int, int]]:

@@ -37,7 +37,7 @@ def _spans(length: int, count: int, halo: int, multiple: int) -> list[tuple[int,
 
 
 def plan(height: int, width: int, *, max_area: int, halo: int, multiple: int = 4) -> list[Window]:
-    """Cut a picture into the fewest even windows whose computed area stays within ``max_area``.
+    """Cut a picture into even windows within ``max_area``, the least computed in all.
 
     height, width: pixels. max_area: pixels of one outer window; where not even the smallest
     useful window (four halos wide) fits, that window is used all the same.

@@ -172,10 +172,11 @@ def _draw_all(
     at_once: int,
     out_bchw: Tensor,
 ) -> None:
-    batch = len(image_bchw)
+    batch, _, height, width = image_bchw.shape
     rounds = -(-batch // at_once)
-    heads = cartoon.count_steps(style, [], sum(map(len, faces)))
-    progress = _host.Progress(rounds * cartoon.count_steps(style, windows, 0) + heads)
+    size = (height, width)
+    heads = cartoon.count_steps(style, [], size, sum(map(len, faces)))
+    progress = _host.Progress(rounds * cartoon.count_steps(style, windows, size, 0) + heads)
     for start in range(0, batch, at_once):
         part = slice(start, min(batch, start + at_once))
         cartoon.draw(

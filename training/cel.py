@@ -259,7 +259,9 @@ def export(options: argparse.Namespace) -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     loader = _pack("weights_loader.dctnet")
     tensors = {name: value.contiguous() for name, value in saved["averaged"].items()}
-    loader.write(options.out, loader.DCTNetConfig(), tensors, metadata, dtype=torch.float16)
+    loader.write(
+        options.out, loader.DCTNetConfig(edge_padding=True), tensors, metadata, dtype=torch.float16
+    )
 
 
 def main() -> None:

@@ -37,6 +37,8 @@ class DCTNetConfig:
     tf1_upsample: bilinear up-sampling as TensorFlow 1 (no half-pixel centres).
     guided_filter: the output is smoothed along the input by a guided filter (r=1, eps 0.01).
     tanh: the output goes through tanh.
+    edge_padding: a picture whose sides are no multiple of 16 is padded by its own edge. The
+        published pipeline pads with white, and a style that inks edges draws the step to it.
     """
 
     bgr: bool = True
@@ -44,6 +46,7 @@ class DCTNetConfig:
     tf1_upsample: bool = True
     guided_filter: bool = True
     tanh: bool = False
+    edge_padding: bool = False
 
 
 PORT_CONFIG = DCTNetConfig(False, False, False, False, True)

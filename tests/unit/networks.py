@@ -25,6 +25,7 @@ class Flags:
     tf1_upsample: bool = True
     guided_filter: bool = True
     tanh: bool = False
+    edge_padding: bool = False
 
 
 OFFICIAL = Flags()
@@ -37,6 +38,7 @@ VARIANTS = [
     Flags(same_padding=False, tf1_upsample=False),
     Flags(guided_filter=False),
     Flags(tanh=True),
+    Flags(edge_padding=True),
 ]
 
 
@@ -76,7 +78,9 @@ def plain(flags: Flags, tensors: Mapping[str, Tensor], image: Tensor) -> Tensor:
     """The whole network. image: (B,3,H,W) RGB in [0,1]. Returns: the same."""
     height, width = image.shape[-2:]
     guide = image * 2 - 1
-    guide = F.pad(guide, (0, -width % 16, 0, -height % 16), value=1.0)
+    sides = (0, -width % 16, 0, -height % 16)
+    edge = flags.edge_padding
+    guide = F.pad(guide, sides, "replicate") if edge else F.pad(guide, sides, value=1.0)
     if flags.bgr:
         guide = guide[:, [2, 1, 0]]
     full = _leaky(_conv(tensors, "convs.0", guide))

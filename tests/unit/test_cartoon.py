@@ -221,4 +221,4 @@ def test_count_steps_is_what_the_bar_gets() -> None:
     heads: list[list[Head]] = [draw_heads(net, image, faces[0], check)]
     draw(net, image, heads, look, None, windows, torch.empty_like(image), check)
     assert len(windows) > 1
-    assert len(seen) == cartoon.count_steps(Style(net, net), windows, 2)
+    assert len(seen) == cartoon.count_steps(Style(net, net), windows, (40, 700), 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import networks
 import pytest
 import torch
@@ -12,6 +14,7 @@ from networks import OFFICIAL, PORT, VARIANTS, Flags, network, picture, plain
 from realtoon.engine import dctnet
 from realtoon.engine.dctnet import HALO_PX, DCTNet
 from realtoon.engine.tiles import Window, plan
+from realtoon.weights_loader import dctnet as loader
 
 few = settings(max_examples=10, deadline=None)
 each_variant = pytest.mark.parametrize("flags", VARIANTS, ids=networks.names)
@@ -264,13 +267,34 @@ def test_steps_counts_the_checks(height: int, width: int, area: int) -> None:
     for window in plan(height, width, max_area=area, halo=HALO_PX):
         seen: list[None] = []
         net.window(image, window, lambda: seen.append(None))  # noqa: B023
-        assert len(seen) == net.steps(window)
+        assert len(seen) == net.steps(window, (height, width))
+
+
+def test_steps_counts_a_window_that_ends_inside_the_picture() -> None:
+    """Only the picture's end is padded, so a window's own size need not be a multiple of 16."""
+    net, image = network(), picture(2090, 966)
+    window = Window((348, 696, 644, 966), (280, 764, 576, 966))
+    seen: list[None] = []
+    net.window(image, window, lambda: seen.append(None))
+    assert len(seen) == net.steps(window, (2090, 966))
+
+
+@pytest.mark.parametrize("size", [(61, 64), (64, 61), (71, 83)])
+def test_the_built_in_style_inks_no_rim_where_a_picture_is_padded(size: tuple[int, int]) -> None:
+    net = DCTNet.with_weights(
+        *loader.read(Path(networks.__file__).parents[2] / "assets" / "styles" / "cel.safetensors")
+    )
+    grey = torch.full((1, 3, *size), 0.6)
+    padded, cut = net(grey), net(torch.full((1, 3, 96, 96), 0.6))
+    middle = float(padded[..., size[0] // 2, size[1] // 2].mean())
+    allowed = float((cut - cut[..., 48, 48].mean()).abs().max()) + 0.02
+    assert float((padded - middle).abs().max()) <= allowed
 
 
 def test_an_exception_from_check_stops_at_once() -> None:
     net, image = network(), picture(300, 24)
     whole = Window((0, 300, 0, 24), (0, 300, 0, 24))
-    for allowed in range(net.steps(whole)):
+    for allowed in range(net.steps(whole, (300, 24))):
         left = [None] * allowed
         after: list[None] = []
 
