@@ -224,11 +224,15 @@ def _open(url: str, timeout_s: float):  # noqa: ANN202
 
 def import_error(log: str) -> str:
     """Why the pack is not in the host, from its log."""
-    pattern = rf"Cannot import .*{re.escape(paths.LINK_NAME)}.* module for custom nodes: (.*)"
-    found = re.search(pattern, log)
+    pack = re.escape(paths.LINK_NAME)
+    # The one while the pack is read, the other while it is asked for its nodes.
+    importing = rf"Cannot import .*{pack}.* module for custom nodes: (?P<why>.*)"
+    asking = rf"Error while calling comfy_entrypoint in .*{pack}[^:]*: (?P<why2>.*)"
+    found = re.search(f"{importing}|{asking}", log)
     if not found:
         return "its log does not say why"
-    return found[1].strip()[:300] or _last_exception(log) or "its log does not say why"
+    why = found["why"] or found["why2"] or ""
+    return why.strip()[:300] or _last_exception(log) or "its log does not say why"
 
 
 def last_words(log: str) -> str:

@@ -22,13 +22,15 @@ from comfy.patcher_extension import CallbacksMP
 from comfy_api.latest import io
 from torch import nn
 
+from ..weights_loader.style_files import ENDINGS
+
 log = logging.getLogger("realtoon")
 
 PACK = Path(__file__).resolve().parent.parent
 STYLES_FOLDER = "dctnet"
 FACES_FOLDER = "facedetection"
 _EXTENSIONS = {
-    STYLES_FOLDER: {".pb", ".safetensors", ".pt", ".pth", ".ts"},
+    STYLES_FOLDER: set(ENDINGS),
     FACES_FOLDER: {".safetensors", ".pt", ".pth"},
 }
 _KEPT_MODELS = 6
@@ -163,7 +165,9 @@ def free_bytes() -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the host counts ``error`` as memory running out."""
-    return isinstance(error, management.OOM_EXCEPTION)
+    # Newer hosts know more kinds than the one exception.
+    is_oom = getattr(management, "is_oom", None)
+    return is_oom(error) if is_oom else isinstance(error, management.OOM_EXCEPTION)
 
 
 def give_memory_back() -> None:

@@ -244,3 +244,16 @@ def test_workflows_in_the_browser_are_updated_but_not_when_edited(tmp_path):
     assert serve.copy_workflows(source, user) == ["a.json"]
     assert (user / "RealToon" / "a.json").read_text() == "2"
     assert (user / "RealToon" / "b.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Cannot import /a/custom_nodes/{} module for custom nodes: no module named x",
+        "[WARNING] Error while calling comfy_entrypoint in /a/custom_nodes/{}: no module named x",
+        "Error while calling comfy_entrypoint in C:\\a\\custom_nodes\\{}: no module named x",
+    ],
+)
+def test_a_pack_that_fails_to_load_says_why(line):
+    log = f"Starting\n{line.format(paths.LINK_NAME)}\nStarting server\n"
+    assert server.import_error(log) == "no module named x"
