@@ -23,7 +23,7 @@ from realtoon.weights_loader import mtcnn as face_reader  # noqa: E402
 
 """The node's window on a processor."""
 
-MIN_FACE_PX = 60
+MIN_FACE_PX = 40
 MAX_FACES = 10
 
 

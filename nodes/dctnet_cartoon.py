@@ -127,7 +127,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "min_face_px",
-            default=60,
+            default=40,
             min=12,
             max=1024,
             tooltip="Faces smaller than this many pixels are left to the first pass.",

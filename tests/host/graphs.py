@@ -47,7 +47,7 @@ class Graph(dict):
             "line_crispness": 1.0,
             "face_pass": False,
             "max_faces": 10,
-            "min_face_px": 60,
+            "min_face_px": 40,
             "chunk": 0,
         }
         return self.add("DCTNetCartoon", image=image, style=style, **{**values, **inputs})

@@ -22,7 +22,7 @@ INPUTS = {
         "line_crispness": ("FLOAT", (1.0, 0.0, 2.0, 0.05)),
         "face_pass": ("BOOLEAN", (True, None, None, None)),
         "max_faces": ("INT", (10, 0, 100, None)),
-        "min_face_px": ("INT", (60, 12, 1024, None)),
+        "min_face_px": ("INT", (40, 12, 1024, None)),
         "chunk": ("INT", (0, 0, 64, None)),
         "mask": ("MASK", None),
     },
