@@ -154,7 +154,7 @@ def test_pictures_are_those_that_every_comfyui_brings(workflow):
 def test_defaults_are_the_nodes_own(workflow):
     for node in workflow["nodes"]:
         if node["type"] == "DCTNetCartoon":
-            assert node["widgets_values"] == ["cel (built-in)", 0.75, 1, True, 10, 60, 0]
+            assert node["widgets_values"] == ["cel (built-in)", 0.75, 1, True, 10, 40, 0]
         if node["type"] == "PrepareImage":
             assert node["widgets_values"] == [1024, 1, "white"]
 
