@@ -14,16 +14,9 @@ import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor
 
 from .dctnet import HALO_PX, DCTNet
-from .faces.align import (
-    DCTNET_TEMPLATE_288,
-    invert,
-    paste_region,
-    sample,
-    similarity,
-    smoothed,
-    warp,
-)
+from .faces.align import DCTNET_TEMPLATE_288, invert, similarity, warp
 from .faces.detect import Face
+from .faces.patch import Patch, is_empty, paste_masks, slices
 from .style_mix import LINE_RADIUS_PX, mix
 from .tiles import Window, plan
 
@@ -37,18 +30,6 @@ class Look:
 
     strength: float = 0.75
     crispness: float = 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class Head:
-    """A drawn face at the size that it has in the picture, or at 288 px where that is less.
-
-    to_head: (2,3), picture px -> px of ``drawn``. drawn: (1,4,S,S) in [0,1], RGB and how much of it
-    shows.
-    """
-
-    to_head: Tensor
-    drawn: Tensor
 
 
 def max_area(height: int, width: int, device_type: str) -> int:
@@ -76,7 +57,7 @@ class Style:
 
 def draw_heads(
     net: DCTNet, image_bchw: Tensor, faces: Sequence[Face], check: Callable[[], None]
-) -> list[Head]:
+) -> list[Patch]:
     """Align each face of one picture to 288 px and draw it; the smallest first.
 
     net: the head model. image_bchw: (1,3,H,W) RGB in [0,1]. check: called between steps; it stops
@@ -87,18 +68,8 @@ def draw_heads(
         to_head = similarity(face.points, DCTNET_TEMPLATE_288)
         crop = warp(image_bchw, invert(to_head), (HEAD_PX, HEAD_PX), border=1.0)
         drawn = net(crop, check)
-        heads.append(_fitted(to_head, torch.cat((drawn, head_alpha().to(drawn)), 1)))
+        heads.append(Patch.fitted(to_head, torch.cat((drawn, head_alpha().to(drawn)), 1)))
     return heads
-
-
-def _fitted(to_head: Tensor, crop: Tensor) -> Head:
-    """Shrink a (1,C,288,288) crop once, where the picture shows it smaller.
-
-    Here and not where it is pasted: there a window would smooth only the part that it sees, and
-    its neighbour another part.
-    """
-    drawn, to_drawn = smoothed(crop, to_head)
-    return Head(to_drawn, drawn)
 
 
 def count_steps(
@@ -113,7 +84,7 @@ def count_steps(
 def draw(
     net: DCTNet,
     image_bchw: Tensor,
-    heads: Sequence[Sequence[Head]],
+    heads: Sequence[Sequence[Patch]],
     look: Look,
     mask: Tensor | None,
     windows: Sequence[Window],
@@ -134,25 +105,18 @@ def draw(
         for index, found in enumerate(heads):
             for head in found:
                 _paste(head, drawn[index : index + 1], wide)
-        area = (..., *_slices(wide.inner))
+        area = (..., *slices(wide.inner))
         source = image_bchw[area].to(drawn)
         where = None if mask is None else mask[area].to(drawn)
         mixed = mix(source, drawn, strength=look.strength, crispness=look.crispness, mask=where)
         kept = (..., *Window(window.inner, wide.inner).kept)
-        out_bchw[(..., *_slices(window.inner))] = mixed[kept].to(out_bchw)
+        out_bchw[(..., *slices(window.inner))] = mixed[kept].to(out_bchw)
 
 
 def add_face_masks(faces: Sequence[Face], mask_hw: Tensor) -> None:
     """Write where faces are drawn into ``mask_hw``, (H,W), the larger value where two overlap."""
-    for face in faces:
-        head = _fitted(similarity(face.points, DCTNET_TEMPLATE_288), head_alpha())
-        area = paste_region(
-            head.to_head, head.drawn.shape[-1], (mask_hw.shape[0], mask_hw.shape[1])
-        )
-        if _is_empty(area):
-            continue
-        part = mask_hw[_slices(area)]
-        torch.maximum(part, _seen(head, area)[0, -1].to(part), out=part)
+    to_heads = [similarity(face.points, DCTNET_TEMPLATE_288) for face in faces]
+    paste_masks([Patch.fitted(to_head, head_alpha()) for to_head in to_heads], mask_hw)
 
 
 @lru_cache(maxsize=1)
@@ -180,24 +144,16 @@ def _touches(inside: Tensor) -> Tensor:
     return F.max_pool2d(x, 3, stride=1, padding=1)[0, 0] > 0
 
 
-def _paste(head: Head, drawn: Tensor, window: Window) -> None:
+def _paste(head: Patch, drawn: Tensor, window: Window) -> None:
     """Blend a head into a window's inner part, (1,3,h,w), changed in place."""
     y0, y1, x0, x1 = window.inner
-    top, bottom, left, right = paste_region(head.to_head, head.drawn.shape[-1], (y1, x1))
+    top, bottom, left, right = head.area((y1, x1))
     area = max(top, y0), bottom, max(left, x0), right
-    if _is_empty(area):
+    if is_empty(area):
         return
     part = drawn[(..., *Window(area, window.inner).kept)]
-    seen = _seen(head, area).to(part)
+    seen = head.seen(area).to(part)
     part.lerp_(seen[:, :3], seen[:, 3:])
-
-
-def _seen(head: Head, area: tuple[int, int, int, int]) -> Tensor:
-    """What a head shows in the part of the picture that ``area`` names; 0 beyond the head."""
-    top, bottom, left, right = area
-    moved = head.to_head.clone()
-    moved[:, 2] += moved[:, 0] * left + moved[:, 1] * top
-    return sample(head.drawn, moved, (bottom - top, right - left))
 
 
 def _widened(window: Window, margin: int, height: int, width: int) -> Window:
@@ -209,11 +165,3 @@ def _widened(window: Window, margin: int, height: int, width: int) -> Window:
         min(width, x1 + margin),
     )
     return Window(inner, window.outer)
-
-
-def _slices(area: tuple[int, int, int, int]) -> tuple[slice, slice]:
-    return slice(area[0], area[1]), slice(area[2], area[3])
-
-
-def _is_empty(area: tuple[int, int, int, int]) -> bool:
-    return area[1] <= area[0] or area[3] <= area[2]

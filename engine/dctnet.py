@@ -17,12 +17,13 @@ the machine's peak and everything else is memory traffic:
 """
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor, nn
 
+from .convolution import convolve, convolve_onto
 from .tiles import Window
 
 PAD_MULTIPLE = 16
@@ -34,7 +35,6 @@ HALO_PX = 68
 BYTES_PER_PX = 420
 """Working memory of one forward pass in fp32, per pixel of its window (measured)."""
 
-_SLOPE = 0.2
 _LIMIT = 0.999999
 _LEAST_STRIP_BYTES = {"cpu": 24 << 20}
 _LEAST_STRIP_BYTES_ELSEWHERE = 256 << 20
@@ -85,19 +85,6 @@ class Config(Protocol):
     def edge_padding(self) -> bool:
         """Whether a picture is padded by its own edge instead of white, as published."""
         ...
-
-
-def _onednn(name: str, overload: str) -> Callable[..., Tensor] | None:
-    """One of oneDNN's fused convolutions. They are internal to torch, so they may be missing: then
-    the same arithmetic runs in two passes over memory."""
-    if not torch.backends.mkldnn.is_available():
-        return None
-    packet = getattr(torch.ops.mkldnn, name, None)
-    return cast("Callable[..., Tensor] | None", getattr(packet, overload, None))
-
-
-_FUSED = _onednn("_convolution_pointwise", "default")
-_FUSED_ADD = _onednn("_convolution_pointwise_", "binary")
 
 
 def _nothing() -> None:
@@ -200,8 +187,8 @@ class DCTNet(nn.Module):
         x = self._conv(4, self._conv(3, half, stride=2))
         for block in self.blocks:
             assert isinstance(block, _Block)
-            inner = _convolve(x, *self._kernel(block.conv1))
-            x = _convolve_onto(x, inner, *self._kernel(block.conv2))
+            inner = convolve(x, *self._kernel(block.conv1))
+            x = convolve_onto(x, inner, *self._kernel(block.conv2))
             check()
         return self._decode(guide, full, half, self._conv(5, x), check)
 
@@ -253,7 +240,7 @@ class DCTNet(nn.Module):
     def _conv(self, index: int, x: Tensor, *, stride: int = 1) -> Tensor:
         weight, bias = self._kernel(self.convs[index])
         around = weight.shape[-1] // 2
-        return _convolve(x, weight, bias, (around, around), stride)
+        return convolve(x, weight, bias, (around, around), stride)
 
     def _last(self, x: Tensor) -> Tensor:
         """The 7x7 convolution to three channels, computed on groups of neighbouring pixels."""
@@ -261,7 +248,7 @@ class DCTNet(nn.Module):
         batch, channels, height, width = x.shape
         x = x.permute(0, 2, 3, 1).reshape(batch, height, width // _GROUP_PX, _GROUP_PX * channels)
         x = x.permute(0, 3, 1, 2)
-        y = _convolve(x, group_kernel(weight), bias.repeat(_GROUP_PX), (3, 1), act=False)
+        y = convolve(x, group_kernel(weight), bias.repeat(_GROUP_PX), (3, 1), act=False)
         y = y.permute(0, 2, 3, 1).reshape(batch, height, width, -1)
         return y.permute(0, 3, 1, 2)
 
@@ -343,35 +330,6 @@ def group_kernel(weight: Tensor) -> Tensor:
             kernel[pixel, :, member, :, :, group + 1] = weight[..., tap]
     kernel = kernel.reshape(_GROUP_PX * out_channels, _GROUP_PX * in_channels, height, 3)
     return kernel.contiguous(memory_format=torch.channels_last)
-
-
-def _is_fused(x: Tensor, fused: Callable[..., Tensor] | None) -> bool:
-    plain = x.device.type == "cpu" and x.dtype == torch.float32
-    return fused is not None and plain and not torch.is_grad_enabled()
-
-
-def _convolve(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    padding: tuple[int, int] = (1, 1),
-    stride: int = 1,
-    act: bool = True,
-) -> Tensor:
-    """Convolution with its leaky activation, in one pass over memory where oneDNN can do that."""
-    if _FUSED is not None and _is_fused(x, _FUSED):
-        name, slope = ("leaky_relu", [_SLOPE]) if act else ("none", [])
-        return _FUSED(x, weight, bias, padding, (stride, stride), (1, 1), 1, name, slope, "")
-    y = F.conv2d(x, weight, bias, stride, padding)
-    return F.leaky_relu(y, _SLOPE, inplace=not torch.is_grad_enabled()) if act else y
-
-
-def _convolve_onto(onto: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``onto`` plus the 3x3 convolution of ``x``; ``onto`` itself may be changed."""
-    if _FUSED_ADD is not None and _is_fused(x, _FUSED_ADD):
-        sides = (1, 1)
-        return _FUSED_ADD(onto, x, weight, bias, sides, sides, sides, 1, "add", 1.0, None, [], None)
-    return F.conv2d(x, weight, bias, padding=1).add_(onto)
 
 
 def guided_filter(guide: Tensor, x: Tensor) -> Tensor:

@@ -22,6 +22,27 @@ DCTNET_TEMPLATE_288 = torch.tensor(
 )
 """Eyes, nose and corners of the mouth in DCT-Net's head crop of 288 px."""
 
+_GPEN_POINTS_96X112 = torch.tensor(
+    [
+        [30.29459953, 51.69630051],
+        [65.53179932, 51.50139999],
+        [48.02519989, 71.73660278],
+        [33.54930115, 92.3655014],
+        [62.72990036, 92.20410156],
+    ],
+    dtype=torch.float64,
+)
+
+
+def gpen_template(size_px: int) -> Tensor:
+    """Eyes, nose and corners of the mouth, (5,2), in GPEN's square crop of ``size_px``.
+
+    Source: yangxy/GPEN @2c73670, ``align_faces.py``: a crop of 96x112 widened to a square and by a
+    quarter on every side.
+    """
+    square = _GPEN_POINTS_96X112 + torch.tensor([8.0, 0.0], dtype=torch.float64)
+    return (square + 28.0) * (size_px / 168.0)
+
 
 def similarity(src_points: Tensor, dst_points: Tensor) -> Tensor:
     """The rotation, scale and shift that takes ``src_points`` closest to ``dst_points``.
@@ -48,12 +69,13 @@ def invert(matrix_23: Tensor) -> Tensor:
 
 
 def warp(
-    image_bchw: Tensor, matrix_23: Tensor, out_hw: tuple[int, int], *, border: float = 0.0
+    image_bchw: Tensor, matrix_23: Tensor, out_hw: tuple[int, int], *, border: float | None = 0.0
 ) -> Tensor:
     """Cut a part out of a picture, smoothed where it shrinks.
 
     image_bchw: (B,C,H,W) float. matrix_23: from a pixel of the result to one of the picture.
-    out_hw: size of the result. border: the value beyond the picture; it mixes in at the edge.
+    out_hw: size of the result. border: the value beyond the picture, which mixes in at the edge;
+    None repeats the picture's own edge.
     Only the part that the result shows is read. Returns: (B,C,*out_hw), dtype of the picture.
     """
     height, width = image_bchw.shape[-2:]
@@ -62,7 +84,7 @@ def warp(
     x0, x1 = max(0, left - margin), min(width, right + margin + 1)
     y0, y1 = max(0, top - margin), min(height, bottom + margin + 1)
     if x1 <= x0 or y1 <= y0:
-        return image_bchw.new_full((*image_bchw.shape[:2], *out_hw), border)
+        return image_bchw.new_full((*image_bchw.shape[:2], *out_hw), border or 0.0)
     matrix = matrix_23.clone()
     matrix[:, 2] -= matrix.new_tensor([x0, y0])
     return sample(*smoothed(image_bchw[..., y0:y1, x0:x1], matrix), out_hw, border=border)
@@ -89,7 +111,7 @@ def smoothed(image_bchw: Tensor, matrix_23: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sample(
-    image_bchw: Tensor, matrix_23: Tensor, out_hw: tuple[int, int], *, border: float = 0.0
+    image_bchw: Tensor, matrix_23: Tensor, out_hw: tuple[int, int], *, border: float | None = 0.0
 ) -> Tensor:
     """Sample a picture bilinearly; arguments as for ``warp``, the whole picture is read.
 
@@ -101,8 +123,9 @@ def sample(
     shifted = source - border if border else source
     grid = _grid(matrix_23, out_hw, (image_bchw.shape[2], image_bchw.shape[3]))
     grid = grid.to(source).expand(len(source), -1, -1, -1)
+    beyond = "border" if border is None else "zeros"
     sampled = F.grid_sample(
-        shifted, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+        shifted, grid, mode="bilinear", padding_mode=beyond, align_corners=False
     )
     return (sampled + border if border else sampled).to(image_bchw.dtype)
 

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import network, picture
 from realtoon.engine import cartoon
-from realtoon.engine.cartoon import HEAD_PX, Head, Look, Style, draw, draw_heads, plan_windows
+from realtoon.engine.cartoon import HEAD_PX, Look, Style, draw, draw_heads, plan_windows
 from realtoon.engine.faces import Face
 from realtoon.engine.faces.align import DCTNET_TEMPLATE_288
+from realtoon.engine.faces.patch import Patch
 from realtoon.engine.tiles import Window
 from torch import Tensor
 
@@ -149,7 +150,7 @@ def test_larger_faces_are_drawn_over_smaller_ones() -> None:
     image = picture(100, 100)
     small, large = face(50, 50, 60.0), face(50, 50, 90.0)
     heads = draw_heads(_Same(), image, [large, small], nothing)
-    scales = [torch.linalg.det(head.to_head[:, :2]) for head in heads]
+    scales = [torch.linalg.det(head.to_patch[:, :2]) for head in heads]
     spans = [head.drawn.shape[-1] / math.sqrt(scale) for head, scale in zip(heads, scales)]  # noqa: B905
     assert spans == sorted(spans) and spans[0] < spans[1]
     first, second = (run(image, [order]) for order in ([small, large], [large, small]))
@@ -204,7 +205,7 @@ def test_a_head_is_kept_no_larger_than_the_picture_shows_it() -> None:
         assert head.drawn.shape == (1, 4, side, side)
         assert abs(side - min(size, HEAD_PX)) <= 1.01
         # Its corners are where the face's are, to half a pixel of the shrunk crop.
-        centre = head.to_head[:, :2] @ torch.tensor([20.0, 20.0]).double() + head.to_head[:, 2]
+        centre = head.to_patch[:, :2] @ torch.tensor([20.0, 20.0]).double() + head.to_patch[:, 2]
         assert (centre - (side / 2 - 0.5)).abs().max() < 0.6
 
 
@@ -218,7 +219,7 @@ def test_count_steps_is_what_the_bar_gets() -> None:
     def check() -> None:
         seen.append(1)
 
-    heads: list[list[Head]] = [draw_heads(net, image, faces[0], check)]
+    heads: list[list[Patch]] = [draw_heads(net, image, faces[0], check)]
     draw(net, image, heads, look, None, windows, torch.empty_like(image), check)
     assert len(windows) > 1
     assert len(seen) == cartoon.count_steps(Style(net, net), windows, (40, 700), 2)

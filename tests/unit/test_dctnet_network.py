@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import OFFICIAL, PORT, VARIANTS, Flags, network, picture, plain
-from realtoon.engine import dctnet
+from realtoon.engine import convolution, dctnet
 from realtoon.engine.dctnet import HALO_PX, DCTNet
 from realtoon.engine.tiles import Window, plan
 from realtoon.weights_loader import dctnet as loader
@@ -245,7 +245,7 @@ def test_without_the_fused_kernel_the_result_is_the_same(
 ) -> None:
     net, image = network(flags), picture(141, 77)
     fused = net(image)
-    monkeypatch.setattr(dctnet, "_FUSED", None)
+    monkeypatch.setattr(convolution, "_FUSED", None)
     assert (net(image) - fused).abs().max() <= 1e-5
 
 
