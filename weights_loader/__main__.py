@@ -31,9 +31,9 @@ def run(arguments: list[str]) -> str:
     chosen = parser.parse_args(arguments)
     # torch takes a second to import; a wrong word on the command line should not.
     if chosen.verb == "convert":
-        from . import dctnet
+        from . import networks
 
-        return dctnet.convert(
+        return networks.convert(
             chosen.source, chosen.target, overwrite=chosen.overwrite, half=chosen.half
         )
     from . import mtcnn

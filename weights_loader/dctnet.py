@@ -14,9 +14,9 @@ from typing import NoReturn
 
 import torch
 
-from . import dctnet_layouts, files, frozen_graph, safetensors_file, torch_file
+from . import conversion, dctnet_layouts, files, frozen_graph, safetensors_file, torch_file
 from .dctnet_layouts import SHAPES, Layout
-from .errors import WeightsError
+from .errors import WeightsError, listed
 from .loading import is_finite, to_float32
 from .style_files import StyleFiles, list_styles
 
@@ -95,7 +95,7 @@ def write(
     next_step = "pass the state of a whole DCT-Net generator"
     if set(tensors) != set(SHAPES):
         odd = sorted(set(tensors) ^ set(SHAPES))
-        _refuse(path, f"the {len(SHAPES)} canonical tensors", _listed(odd, "wrong"), next_step)
+        _refuse(path, f"the {len(SHAPES)} canonical tensors", listed(odd, "wrong"), next_step)
     stored: dict[str, torch.Tensor] = {}
     for name, shape in SHAPES.items():
         if tuple(tensors[name].shape) != shape:
@@ -116,27 +116,14 @@ def convert(source: Path, target: Path, *, overwrite: bool = False, half: bool =
     Raises: WeightsError.
     """
     source, target = Path(source), Path(target)
-    if target.suffix.lower() != ".safetensors":
-        _refuse(target, "a target that ends in .safetensors", f"{target.suffix or 'no ending'}",
-                "name the target like style.safetensors")  # fmt: skip
-    if target.exists() and not overwrite:
-        _refuse(target, "a new file", "one that exists already",
-                "name another target, or ask for it to be overwritten")  # fmt: skip
+    conversion.check_target(target, overwrite)
     config, tensors = read(source)
-    dtype = torch.float16 if half else torch.float32
+    dtype = conversion.dtype_of(half)
     write(target, config, tensors, {"source": source.name}, dtype)
     again_config, again = read(target)
-    same = all(torch.equal(again[name], tensors[name].to(dtype).float()) for name in SHAPES)
-    if again_config != config or not same:
-        target.unlink(missing_ok=True)
-        _refuse(target, "the file to read back as it was written", "other numbers",
-                "check the disk, then convert again")  # fmt: skip
+    conversion.check_copy(target, config == again_config, tensors, again, dtype)
     kind = "the PyTorch port" if config == PORT_CONFIG else "DCT-Net"
-    size = target.stat().st_size
-    return (
-        f"{source.name} -> {target.name}: {kind}, {len(SHAPES)} tensors, "
-        f"{'float16' if half else 'float32'}, {size:,} bytes"
-    )
+    return conversion.summary(source, target, kind, len(SHAPES), half)
 
 
 def _contents(path: Path) -> files.Contents:
@@ -162,14 +149,14 @@ def _match(path: Path, layout: Layout, tensors: Mapping[str, files.Stored]) -> d
         scopes.add(found["scope"])
         chosen[layout.names[own]] = name
     if len(scopes) > 1:
-        _refuse(path, "one network", _listed(sorted(scopes), "networks"),
+        _refuse(path, "one network", listed(sorted(scopes), "networks"),
                 "save the generator of one style alone")  # fmt: skip
     count = f"the {len(SHAPES)} tensors of DCT-Net ({layout.title} names)"
     missing = [own for own, canonical in layout.names.items() if canonical not in chosen]
     if missing:
-        _refuse(path, count, _listed(missing, "missing"), _USE_A_STYLE)
+        _refuse(path, count, listed(missing, "missing"), _USE_A_STYLE)
     if extra:
-        _refuse(path, f"{count} and no others", _listed(extra, "more"), _USE_A_STYLE)
+        _refuse(path, f"{count} and no others", listed(extra, "more"), _USE_A_STYLE)
     for canonical, name in chosen.items():
         expected = dctnet_layouts.stored_shape(layout, canonical)
         if tensors[name].shape != expected:
@@ -204,7 +191,7 @@ def _config(path: Path, layout: Layout, metadata: Mapping[str, str]) -> DCTNetCo
 
 def _refuse_other_network(path: Path, contents: files.Contents) -> NoReturn:
     names = list(contents.tensors)
-    what = _listed(names, "tensors") if names else "none of its tensors"
+    what = listed(names, "tensors") if names else "none of its tensors"
     _refuse(
         path,
         f"the {len(SHAPES)} tensors of DCT-Net, such as "
@@ -212,11 +199,6 @@ def _refuse_other_network(path: Path, contents: files.Contents) -> NoReturn:
         f"{contents.kind} of another network ({what})",
         _USE_A_STYLE,
     )
-
-
-def _listed(names: list[str], what: str) -> str:
-    shown = ", ".join(name[:80] for name in names[:3])
-    return f"{len(names)} {what}: {shown}{', …' if len(names) > 3 else ''}"
 
 
 def _refuse(path: Path, expected: str, got: str, next_step: str) -> NoReturn:

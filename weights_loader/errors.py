@@ -28,6 +28,12 @@ class WeightsError(ValueError):
         return f"{name}: expected {self.expected}, got {self.got}. Next step: {self.next_step}."
 
 
+def listed(names: list[str], what: str) -> str:
+    """How many names there are and the first of them, such as "5 missing: a, b, c, …"."""
+    shown = ", ".join(name[:80] for name in names[:3])
+    return f"{len(names)} {what}: {shown}{', …' if len(names) > 3 else ''}"
+
+
 def _one_line(text: str) -> str:
     """Names come out of hostile files: no control characters, no megabytes."""
     clean = "".join(letter if letter.isprintable() else "?" for letter in text[:_LONG])

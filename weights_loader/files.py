@@ -124,6 +124,9 @@ def sniff(path: Path, size: int) -> str:
     what it is instead. "graph" only means that it could be a frozen graph.
     """
     head = read_at(path, 0, min(size, _SNIFF_BYTES))
+    # First, because the length that such a file starts with may spell the start of another kind.
+    if head[4:9] == b"\0\0\0\0{":
+        return "safetensors"
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             if kind in ("zip", "torch legacy"):
@@ -132,7 +135,7 @@ def sniff(path: Path, size: int) -> str:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if text[:1] == b"<":
         _refuse_kind(path, "web page")
-    # The first eight bytes are a length, so some of them are no letters.
+    # An impossible length, which the reader will name: some of its bytes are no letters.
     if head[8:9] == b"{" and any(byte < 9 for byte in head[:8]):
         return "safetensors"
     if _PICKLE.match(head):

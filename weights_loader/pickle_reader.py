@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-# A training checkpoint of this network with its optimisers takes about 10,000.
+# Training checkpoints with their optimisers: about 10,000 for DCT-Net, 41,000 for GPEN at 2048.
 MAX_OPS = 60_000
 
 # Calls that build a tensor or pass one through.

@@ -10,7 +10,7 @@ Source: torch/serialization.py (`_save`, `_legacy_save`), torch/csrc/jit/seriali
 from __future__ import annotations
 
 import io
-import mmap
+import os
 import struct
 import zipfile
 import zlib
@@ -26,12 +26,14 @@ from .errors import WeightsError
 from .pickle_reader import PickleError, Storage, TensorView, Thing
 
 LIMIT_PICKLE_BYTES = files.MIB
+# PyTorch's own names take about 110 bytes a member.
+LIMIT_DIRECTORY_BYTES = files.MIB
 MAX_MEMBERS = 4096
 MAX_STORAGE_BYTES = 16 * files.MIB
 MAX_ATTRIBUTES = 4096
 MAX_DEPTH = 32
-# Where a training checkpoint keeps its generator, first that is there.
-_INSIDE = ("netG", "state_dict", "model_state_dict", "generator", "params")
+INSIDE = ("netG", "state_dict", "model_state_dict", "generator", "params")
+"""Where a training checkpoint keeps its generator, first that is there."""
 
 _TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _ZIP_ERRORS = (
@@ -46,29 +48,51 @@ _RESAVE = (
 Reader = Callable[[Storage], bytes]
 
 
-def scan(path: Path, kind: str, limit_bytes: int, texts: tuple[str, ...] = ()) -> files.Contents:
-    """Describe the tensors of a checkpoint or archive.
+@dataclass(frozen=True)
+class _Wanted:
+    """What a reader asks of a file: see `scan`."""
+
+    texts: tuple[str, ...]
+    inside: tuple[str, ...]
+    storage_bytes: int
+
+
+def scan(
+    path: Path,
+    kind: str,
+    limit_bytes: int,
+    texts: tuple[str, ...] = (),
+    *,
+    inside: tuple[str, ...] = INSIDE,
+    storage_bytes: int = MAX_STORAGE_BYTES,
+) -> files.Contents:
+    """Describe the tensors of a checkpoint or archive. Takes time by their number, not their size.
 
     kind: what `files.sniff` said: "zip", "torch legacy" or "pickle".
     texts: names under which a file may carry metadata: a text beside the tensors of a checkpoint,
         or an extra file of a TorchScript archive.
+    inside: keys under which a training checkpoint may keep the network; the first that is there is
+        described, else the top level.
+    storage_bytes: what one run of numbers may take once a tensor of it is loaded.
     Raises: WeightsError.
     """
     size = files.check(path, limit_bytes)
+    wanted = _Wanted(texts, inside, storage_bytes)
     if kind == "zip":
-        return _scan_zip(path, limit_bytes, texts)
+        return _scan_zip(path, limit_bytes, wanted)
     if kind == "torch legacy":
-        return _scan_legacy(path, size, texts)
+        return _scan_legacy(path, size, wanted)
     stream = io.BytesIO(files.read_at(path, 0, min(size, LIMIT_PICKLE_BYTES)))
     _unpickle(path, stream)
     _refuse(path, "a PyTorch checkpoint", "a bare pickle without tensors")
 
 
-def _scan_zip(path: Path, limit_bytes: int, texts: tuple[str, ...]) -> files.Contents:
-    _refuse_crowd(path)
+def _scan_zip(path: Path, limit_bytes: int, wanted: _Wanted) -> files.Contents:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _Directory(path) as file, zipfile.ZipFile(file) as archive:
             members = {info.filename: info for info in archive.infolist()}
+    except _CrowdError:
+        _refuse(path, f"an archive of at most {MAX_MEMBERS:,} members", "more than that")
     except _ZIP_ERRORS as error:
         _refuse(path, "a whole zip archive", f"a broken or truncated one ({str(error)[:80]})")
     if sum(info.file_size for info in members.values()) > limit_bytes:
@@ -82,20 +106,31 @@ def _scan_zip(path: Path, limit_bytes: int, texts: tuple[str, ...]) -> files.Con
     script = "constants.pkl" in zipped
     value, _ = _unpickle(path, io.BytesIO(zipped.read("data.pkl", LIMIT_PICKLE_BYTES)), script)
     if script:
-        extra = {text: zipped.text(f"extra/{text}") for text in texts if f"extra/{text}" in zipped}
-        return _torchscript(path, value, zipped.storage, extra)
-    return _checkpoint(path, value, zipped.storage, texts)
+        extra = {t: zipped.text(f"extra/{t}") for t in wanted.texts if f"extra/{t}" in zipped}
+        return _torchscript(path, value, zipped.storage, wanted, extra)
+    return _checkpoint(path, value, zipped.storage, wanted)
 
 
-def _refuse_crowd(path: Path) -> None:
-    """zipfile keeps an object for each member, so they are counted before it is asked."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        at, count = data.find(b"PK\x01\x02"), 0
-        while at >= 0:
-            count += 1
-            if count > MAX_MEMBERS:
-                _refuse(path, f"an archive of at most {MAX_MEMBERS:,} members", "more than that")
-            at = data.find(b"PK\x01\x02", at + 4)
+class _CrowdError(Exception):
+    """An archive of more members than any checkpoint has."""
+
+
+class _Directory(io.FileIO):
+    """An archive that counts its members before zipfile sees them, which keeps an object for each.
+
+    zipfile takes the whole directory with one read; it lies at the end, so a file of gigabytes
+    costs no more than a small one.
+    """
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            size = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        if size > LIMIT_DIRECTORY_BYTES:
+            raise _CrowdError
+        data = super().read(size) or b""
+        if data.count(b"PK\x01\x02") > MAX_MEMBERS:
+            raise _CrowdError
+        return data
 
 
 @dataclass(frozen=True)
@@ -147,7 +182,7 @@ class _Zip:
         return data
 
 
-def _scan_legacy(path: Path, size: int, texts: tuple[str, ...]) -> files.Contents:
+def _scan_legacy(path: Path, size: int, wanted: _Wanted) -> files.Contents:
     stream = io.BytesIO(files.read_at(path, 0, min(size, LIMIT_PICKLE_BYTES)))
     magic, _ = _unpickle(path, stream)
     version, _ = _unpickle(path, stream)
@@ -179,7 +214,7 @@ def _scan_legacy(path: Path, size: int, texts: tuple[str, ...]) -> files.Content
             _refuse(path, f"{storage.count:,} numbers in storage {storage.key}", "another length")
         return data[8:]
 
-    return _checkpoint(path, value, read, texts)
+    return _checkpoint(path, value, read, wanted)
 
 
 def _unpickle(
@@ -192,15 +227,15 @@ def _unpickle(
         raise WeightsError(path, "tensors and plain data", str(refused), next_step) from None
 
 
-def _checkpoint(path: Path, value: object, read: Reader, texts: tuple[str, ...]) -> files.Contents:
+def _checkpoint(path: Path, value: object, read: Reader, wanted: _Wanted) -> files.Contents:
     if isinstance(value, Thing):
         _refuse(path, "a dictionary of tensors", f"an object of {value.name}", _RESAVE)
     if not isinstance(value, dict):
         _refuse(path, "a dictionary of tensors", f"a {type(value).__name__}", _RESAVE)
-    metadata = {key: value[key] for key in texts if isinstance(value.get(key), str)}
-    state = next((value[key] for key in _INSIDE if isinstance(value.get(key), dict)), value)
+    metadata = {key: value[key] for key in wanted.texts if isinstance(value.get(key), str)}
+    state = next((value[key] for key in wanted.inside if isinstance(value.get(key), dict)), value)
     tensors = {
-        name: _stored(path, name, view, read)
+        name: _stored(path, name, view, read, wanted.storage_bytes)
         for name, view in state.items()
         if isinstance(name, str) and isinstance(view, TensorView)
     }
@@ -211,7 +246,7 @@ def _checkpoint(path: Path, value: object, read: Reader, texts: tuple[str, ...])
 
 
 def _torchscript(
-    path: Path, value: object, read: Reader, metadata: Mapping[str, str]
+    path: Path, value: object, read: Reader, wanted: _Wanted, metadata: Mapping[str, str]
 ) -> files.Contents:
     if not isinstance(value, Thing):
         _refuse(path, "a TorchScript module", "an archive without one")
@@ -226,7 +261,7 @@ def _torchscript(
         for name, member in thing.state.items():
             full = f"{prefix}{name}"
             if isinstance(member, TensorView):
-                tensors[full] = _stored(path, full, member, read)
+                tensors[full] = _stored(path, full, member, read, wanted.storage_bytes)
             elif isinstance(member, Thing) and depth < MAX_DEPTH:
                 waiting.append((f"{full}.", member, depth + 1))
         if len(tensors) + len(waiting) > MAX_ATTRIBUTES:
@@ -241,7 +276,9 @@ def _torchscript(
     return files.Contents(tensors, metadata, "a TorchScript archive")
 
 
-def _stored(path: Path, name: str, view: TensorView, read: Reader) -> files.Stored:
+def _stored(
+    path: Path, name: str, view: TensorView, read: Reader, limit_bytes: int
+) -> files.Stored:
     def load() -> torch.Tensor:
         storage = view.storage
         spans = ((n - 1) * s for n, s in zip(view.shape, view.stride, strict=True))
@@ -253,7 +290,7 @@ def _stored(path: Path, name: str, view: TensorView, read: Reader) -> files.Stor
             _refuse(path, f"floating-point numbers in {name}", storage.dtype)
         dtype = _TORCH[storage.dtype]
         # Each tensor reads the whole storage that it is a view of.
-        if storage.count * dtype.itemsize > MAX_STORAGE_BYTES:
+        if storage.count * dtype.itemsize > limit_bytes:
             _refuse(path, f"numbers of its own for {name}", "a view of a larger tensor", _RESAVE)
         if empty:
             return torch.empty(view.shape, dtype=dtype)

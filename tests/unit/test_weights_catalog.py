@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import gpen_weights as gw
 import pytest
 import weights_files as wf
+from realtoon.host import weights
 from realtoon.weights_loader import __main__ as entry_point
-from realtoon.weights_loader import catalog, dctnet, style_files
+from realtoon.weights_loader import catalog, dctnet, gpen, parsenet, style_files
 
 ROOT = Path(catalog.__file__).resolve().parent.parent
 OFFICIAL = ["anime", "3d", "handdrawn", "sketch", "artstyle", "design", "illustration"]
 
 
-def test_the_seven_official_styles_and_the_faces() -> None:
+GPENS = ["gpen-256", "gpen-512", "gpen-1024", "gpen-2048"]
+FOLDERS = {
+    "style": "dctnet",
+    "faces": "facedetection",
+    "gpen": "gpen",
+    "parsenet": "facedetection",
+}
+
+
+def test_the_seven_official_styles_and_all_that_faces_need() -> None:
     assert catalog.ids("style") == OFFICIAL
-    assert catalog.ids() == [*OFFICIAL, "faces"]
+    assert catalog.ids("gpen") == GPENS
+    assert catalog.ids() == [*OFFICIAL, "faces", *GPENS, "parsenet"]
+    assert len(set(catalog.ids())) == len(catalog.ENTRIES)
     assert catalog.find("ANIME") is catalog.ENTRIES[0]
     assert catalog.find("nothing") is None
 
@@ -29,14 +43,82 @@ def test_every_entry_is_whole(entry: catalog.Entry) -> None:
     assert entry.files
     assert entry.licence
     assert urlsplit(entry.page).scheme == "https"
-    assert entry.folder in ("dctnet", "facedetection")
-    assert 0 < entry.size_bytes < catalog.LIMIT_STYLE_BYTES
+    assert entry.folder == FOLDERS[entry.kind]
+    assert entry.kind in catalog.LIMITS_BYTES
     for file in entry.files:
+        # Room for a header and for a file that was published anew, not for another kind.
+        assert 0 < file.size_bytes < 0.9 * entry.limit_bytes
         assert Path(file.save_as).name == file.save_as
         assert file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256)
         assert all(urlsplit(url).scheme == "https" for url in file.urls)
         assert file.urls or entry.requirement
     assert entry.verified or "unverified" in entry.note
+
+
+@pytest.mark.parametrize("name", [*GPENS, "parsenet"])
+def test_the_licence_of_gpens_weights_is_said(name: str) -> None:
+    entry = catalog.find(name)
+    assert entry is not None
+    assert entry.licence == "academic and non-commercial use only"
+    assert not entry.verified
+    assert "unverified" in entry.note
+
+
+def test_gpens_sizes_and_addresses() -> None:
+    entries = {name: catalog.find(name) for name in [*GPENS, "parsenet"]}
+    found = {name: entry.files[0] for name, entry in entries.items() if entry is not None}
+    sizes = {name: sum(map(math.prod, gpen.shapes(gw.published(int(name[5:]))).values()))
+             for name in GPENS[1:]}  # fmt: skip
+    sizes["gpen-256"] = sum(map(math.prod, gpen.shapes(gw.SMALL).values()))
+    sizes["parsenet"] = sum(map(math.prod, parsenet.SHAPES.values()))
+    assert {name: file.size_bytes for name, file in found.items()} == {
+        name: 4 * numbers for name, numbers in sizes.items()
+    }
+    assert [found[name].save_as for name in GPENS] == [
+        f"GPEN-BFR-{size}.pth" for size in (256, 512, 1024, 2048)
+    ]
+    official = "https://public-vigen-video.oss-cn-shanghai.aliyuncs.com/robin/models/"
+    for name, file in (("gpen-256", "GPEN-BFR-256"), ("gpen-512", "GPEN-BFR-512"),
+                       ("parsenet", "ParseNet-latest")):  # fmt: skip
+        assert found[name].urls[0] == f"{official}{file}.pth"
+    model = "https://modelscope.cn/models/damo/cv_gpen_image-portrait-enhancement"
+    assert found["gpen-512"].urls[1] == f"{model}/resolve/master/pytorch_model.pt"
+    assert found["gpen-1024"].urls[0] == f"{model}-hires/resolve/master/pytorch_model.pt"
+    assert found["gpen-2048"].urls[0] == f"{model}-hires/resolve/master/pytorch_model-2048.pt"
+
+
+def test_the_list_shows_every_entry_and_what_is_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = tmp_path / "gpen" / "GPEN-BFR-512.pth"
+    here.parent.mkdir()
+    here.write_bytes(b"x")
+    assert weights.show(tmp_path) == 0
+    said = capsys.readouterr().out
+    for entry in catalog.ENTRIES:
+        (line,) = [line for line in said.splitlines() if line.split()[:1] == [entry.id]]
+        assert entry.title in line
+        assert ("here" in line.split()) == (entry.id == "gpen-512")
+        assert entry.licence in said and entry.page in said
+        assert all(f"{entry.folder}/: " in said and file.save_as in said for file in entry.files)
+    assert said.count("academic and non-commercial use only, unverified") == 5
+
+
+@pytest.mark.parametrize(("name", "limit_mib"), [("gpen-512", 400), ("parsenet", 150), ("3d", 64)])
+def test_a_download_stops_where_its_kind_ends(
+    name: str, limit_mib: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, object]] = []
+
+    def fetch(urls: object, target: Path, **given: object) -> str:
+        asked.append(given)
+        return "0" * 64
+
+    monkeypatch.setattr(weights.download, "fetch", fetch)
+    assert weights.fetch(name, tmp_path) == 0
+    assert asked
+    assert all(given["max_bytes"] == limit_mib << 20 for given in asked)
+    assert all(given["size_bytes"] is None and given["sha256"] is None for given in asked)
 
 
 def test_downloaded_styles_are_listed_under_their_ids(tmp_path: Path) -> None:

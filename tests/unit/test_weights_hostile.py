@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import struct
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -113,6 +115,17 @@ def test_a_damaged_tensor_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(whole)
     with pytest.raises(WeightsError, match="the check sum of data/"):
         dctnet.read(path)
+
+
+@pytest.mark.parametrize("length", [0x3C20, 0x3C09, 0x5A4D, 0x263C, 0x7B7B])
+def test_a_headers_length_is_not_taken_for_a_web_page(length: int, tmp_path: Path) -> None:
+    """The first byte of every 256th header is "<"; others start as a program does."""
+    whole = wf.safetensors_bytes(STYLE)
+    header = json.loads(whole[8 : 8 + struct.unpack("<Q", whole[:8])[0]])
+    data = whole[8 + struct.unpack("<Q", whole[:8])[0] :]
+    path = tmp_path / "style.safetensors"
+    path.write_bytes(wf.with_header(json.dumps(header).encode().ljust(length), data))
+    assert dctnet.read(path)[1].keys() == STYLE.keys()
 
 
 def test_no_permission_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

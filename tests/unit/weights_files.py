@@ -80,7 +80,10 @@ def port(tensors: Tensors, scope: str = "") -> Tensors:
 
 # --- safetensors -------------------------------------------------------------------------------
 
-ST_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+ST_NAMES = {
+    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64",
+    torch.int64: "I64",
+}  # fmt: skip
 
 
 def raw(tensor: torch.Tensor) -> bytes:
