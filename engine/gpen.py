@@ -50,6 +50,34 @@ class Config(Protocol):
         ...
 
 
+def working_bytes(config: Config, faces: int, dtype: torch.dtype) -> int:
+    """Memory that a forward pass takes beside the weights, an upper bound.
+
+    What the encoder keeps grows with ``faces``; the largest level is one face's at a time.
+    """
+    levels = enumerate(config.channels)
+    kept = sum(channels << (2 * n + 4) for n, channels in levels)
+    largest = 6 * config.channels[-1] * config.size**2
+    item = torch.finfo(dtype).bits // 8
+    return item * (faces * kept + largest) + faces * 12 * config.size**2 + _ROWS_BYTES
+
+
+def mixed_dtype(device: torch.device) -> torch.dtype:
+    """What "mixed" runs large levels in: float16, whose steps are finer, where it is fast."""
+    return torch.bfloat16 if device.type == "cpu" else torch.float16
+
+
+def gains_by_mixed(device: torch.device) -> bool:
+    """Whether mixed precision is known to be faster as well as smaller."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (7, 0)
+    if device.type != "cpu":
+        return False
+    # Without matrix tiles, a processor's bfloat16 convolutions gain little or lose.
+    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return has_tiles is not None and bool(has_tiles())
+
+
 def _nothing() -> None:
     """The check of a caller who cannot be interrupted."""
 
@@ -382,7 +410,7 @@ def _fold(name: str, tensor: Tensor) -> tuple[str, Tensor]:
     tensor = tensor.detach().float()
     part = own.rpartition(".")[0]
     if own.startswith(("styled.", "rgbs.")) and tensor.ndim == 5:
-        tensor = tensor[0]
+        tensor = tensor.squeeze(0)
     if own.endswith("projection.bias"):
         tensor = tensor.flatten()
     # Weights are scaled by their fan-in; what an activation follows, by the root of two as well.

@@ -7,7 +7,7 @@ edge is repeated instead of black, that a face which is shown smaller is shrunk 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,7 +18,6 @@ from torch import Tensor
 from .faces.align import gpen_template, invert, similarity, warp
 from .faces.detect import Face
 from .faces.patch import Area, Patch, bands, slices
-from .faces.patch import paste_masks as paste_masks
 
 BORDER_SHARE = 26 / 512
 """How far from its border a restored square shows nothing."""
@@ -104,10 +103,7 @@ def face_mask(size_px: int) -> Tensor:
 
     The published rectangle with its soft border, its corners rounded by an ellipse.
     """
-    offset = (torch.arange(size_px, dtype=torch.float32) + 0.5) / size_px * 2.0 - 1.0
-    # Inside the circle through the middle of the corners' diagonals nothing changes.
-    distance = (offset[:, None].square() + offset[None].square()).sqrt()
-    round_off = ((1.22 - distance) / 0.24).clamp(0.0, 1.0)
+    round_off = ((1.22 - _distance(size_px)) / 0.24).clamp(0.0, 1.0)
     rectangle = soften(torch.ones(1, 1, size_px, size_px))
     return rectangle * (round_off * round_off * (3.0 - 2.0 * round_off))
 
@@ -176,40 +172,50 @@ def finished(found: Restored, image_bchw: Tensor, skin_smooth: float) -> Tensor:
     return with_detail(found.square, source, skin_smooth)
 
 
-def paste_faces(
-    image_bchw: Tensor,
-    faces: Sequence[Restored],
-    squares: Sequence[Tensor],
-    blend: Blend,
-    out_bchw: Tensor,
-    mask_hw: Tensor,
-    check: Callable[[], None],
-) -> None:
-    """Put restored faces into one picture, within their own boxes only.
+class FaceSum:
+    """Restored faces in one picture, put within their own boxes only.
 
-    image_bchw: (1,3,H,W) in [0,1]. squares: of each face, from ``finished``. out_bchw: a copy of
-    the picture, changed. mask_hw: (H,W) of zeros; becomes how much of faces shows. Where faces
-    overlap, a pixel is the one's whose mask is largest there, whatever the order.
+    image_bchw: (1,3,H,W) in [0,1]. out_bchw: a copy of it, changed. mask_hw: (H,W) of zeros;
+    becomes how much of faces shows. Where faces overlap, a pixel is the one's whose mask is
+    largest there, and among equals the one's that has it nearer to its middle, whatever the order.
     """
-    hw = (image_bchw.shape[2], image_bchw.shape[3])
-    for face, square in zip(faces, squares, strict=True):
-        patch = Patch.fitted(face.to_square, torch.cat((square, face.shown.to(square)), 1))
-        for band in bands(patch.area(hw)):
+
+    def __init__(self, image_bchw: Tensor, blend: Blend, out_bchw: Tensor, mask_hw: Tensor) -> None:
+        self._image, self._blend, self._out, self._mask = image_bchw, blend, out_bchw, mask_hw
+        self._rank = torch.zeros_like(mask_hw)
+
+    def add(self, face: Restored, square: Tensor, check: Callable[[], None]) -> None:
+        """square: of the face, from ``finished``. check: called for every megapixel or so."""
+        shown = face.shown.to(square)
+        rank = shown * _nearness(square.shape[-1]).to(square)
+        patch = Patch.fitted(face.to_square, torch.cat((square, rank, shown), 1))
+        for band in bands(patch.area((self._image.shape[2], self._image.shape[3]))):
             check()
-            _paste(patch, image_bchw, blend, band, out_bchw, mask_hw)
+            self._paste(patch.seen(band).to(self._out), band)
+
+    def _paste(self, seen: Tensor, band: Area) -> None:
+        rows_columns = slices(band)
+        area = (..., *rows_columns)
+        rank, shown = seen[0, 3].to(self._rank), seen[:, 4:]
+        before, mask = self._rank[rows_columns], self._mask[rows_columns]
+        mixed = torch.lerp(
+            self._image[area].to(seen), seen[:, :3], _weight(shown, self._blend, area)
+        )
+        self._out[area] = torch.where(rank > before, mixed, self._out[area])
+        torch.maximum(before, rank, out=before)
+        torch.maximum(mask, shown[0, 0].to(mask), out=mask)
 
 
-def _paste(
-    patch: Patch, image_bchw: Tensor, blend: Blend, band: Area, out_bchw: Tensor, mask_hw: Tensor
-) -> None:
-    area = (..., *slices(band))
-    seen = patch.seen(band).to(out_bchw)
-    shown, before = seen[:, 3:], mask_hw[slices(band)]
-    wins = shown > before.to(shown)
-    weight = _weight(shown, blend, area)
-    mixed = torch.lerp(image_bchw[area].to(seen), seen[:, :3], weight)
-    out_bchw[area] = torch.where(wins, mixed, out_bchw[area])
-    torch.maximum(before, shown[0, 0].to(before), out=before)
+@lru_cache(maxsize=4)
+def _nearness(size_px: int) -> Tensor:
+    """1 at the border of a square and a little more towards its middle, (S,S)."""
+    return 1.0 + 1e-3 * (1.5 - _distance(size_px))
+
+
+def _distance(size_px: int) -> Tensor:
+    """From the middle of a square, (S,S); 1 at the middle of a side."""
+    offset = (torch.arange(size_px, dtype=torch.float32) + 0.5) / size_px * 2.0 - 1.0
+    return (offset[:, None].square() + offset[None].square()).sqrt()
 
 
 def _weight(shown: Tensor, blend: Blend, area: tuple[object, ...]) -> Tensor:
@@ -219,32 +225,30 @@ def _weight(shown: Tensor, blend: Blend, area: tuple[object, ...]) -> Tensor:
     return weight
 
 
-def paste_tiles(
-    image_bchw: Tensor,
-    tiles: Sequence[Restored],
-    squares: Sequence[Tensor],
-    blend: Blend,
-    out_bchw: Tensor,
-    check: Callable[[], None],
-) -> None:
-    """Put restored tiles over one picture; where they overlap the one fades into the other.
+class TileSum:
+    """Restored tiles of one picture, added up; where they overlap the one fades into the other."""
 
-    Arguments as for ``paste_faces``; the whole of ``out_bchw`` is written.
-    """
-    height, width = image_bchw.shape[2:]
-    total = out_bchw.new_zeros(1, 4, height, width, dtype=torch.float32)
-    for tile, square in zip(tiles, squares, strict=True):
-        weighted = torch.cat((square * tile.shown, tile.shown), 1)
-        patch = Patch.fitted(tile.to_square, weighted)
-        for band in bands(patch.area((height, width))):
+    def __init__(self, image_hw: tuple[int, int]) -> None:
+        # Premultiplied colours and their weight.
+        self._total = torch.zeros(1, 4, *image_hw)
+
+    def add(self, tile: Restored, square: Tensor, check: Callable[[], None]) -> None:
+        """tile: its mask from ``tile_mask``. square, check: as for ``FaceSum``."""
+        shown = tile.shown.to(square)
+        patch = Patch.fitted(tile.to_square, torch.cat((square * shown, shown), 1))
+        for band in bands(patch.area((self._total.shape[2], self._total.shape[3]))):
             check()
-            total[(..., *slices(band))] += patch.seen(band).to(total)
-    for band in bands((0, height, 0, width)):
-        area = (..., *slices(band))
-        seen = total[area]
-        restored = (seen[:, :3] / seen[:, 3:]).to(out_bchw)
-        weight = _weight(torch.ones_like(restored[:, :1]), blend, area)
-        out_bchw[area] = torch.lerp(image_bchw[area].to(restored), restored, weight)
+            self._total[(..., *slices(band))] += patch.seen(band).to(self._total)
+
+    def paste(self, image_bchw: Tensor, blend: Blend, out_bchw: Tensor) -> None:
+        """Write the picture with the tiles over it to ``out_bchw``, (1,3,H,W) both."""
+        height, width = image_bchw.shape[2:]
+        for band in bands((0, height, 0, width)):
+            area = (..., *slices(band))
+            seen = self._total[area]
+            restored = seen[:, :3] / seen[:, 3:]
+            weight = _weight(torch.ones_like(seen[:, 3:]), blend, area)
+            out_bchw[area] = torch.lerp(image_bchw[area].to(restored), restored, weight)
 
 
 def tile_mask(

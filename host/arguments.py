@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 from .errors import UserError
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+# Verbs that turn a photo into a picture, and what its name gets.
+PICTURE_VERBS = {"cartoon": "cartoon", "restore": "restored"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,6 +47,13 @@ def _side(text: str) -> int:
     return value
 
 
+def _count(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 100")
+    return value
+
+
 def _port(text: str) -> int:
     value = int(text)
     if not 1 <= value <= 65535:
@@ -62,7 +71,8 @@ def _seconds(text: str) -> float:
 def build() -> Parser:
     """The parser of every verb."""
     parser = Parser(
-        prog="run.py", description="RealToon: photos become cartoons in ComfyUI, from one command."
+        prog="run.py",
+        description="RealToon: cartoons and restored faces from ComfyUI, in one command.",
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     host = argparse.ArgumentParser(add_help=False)
@@ -82,6 +92,9 @@ def build() -> Parser:
         help="give up on a picture that shows no progress for so long (default 900)",
     )
     _add_cartoon(verbs.add_parser("cartoon", parents=[host, job], help="a photo becomes a cartoon"))
+    _add_restore(
+        verbs.add_parser("restore", parents=[host, job], help="the faces of a photo become sharp")
+    )
     _add_queue(
         verbs.add_parser("queue", parents=[host, job], help="run any API workflow on a ComfyUI")
     )
@@ -106,14 +119,44 @@ def build() -> Parser:
 
 
 def _add_cartoon(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("photo", nargs="?", metavar="PHOTO", help="default: a portrait that is free")
+    _add_picture(verb, "default 1024")
     verb.add_argument("--style", metavar="NAME", help="a style of `weights list` (default: cel)")
     verb.add_argument("--strength", type=_fraction, metavar="X", help="0 to 1 (default 0.75)")
     verb.add_argument("--crispness", type=_crispness, metavar="X", help="0 to 2 (default 1)")
-    verb.add_argument(
-        "--size", type=_side, metavar="N", help="longest side in pixels, 0 keeps it (default 1024)"
-    )
     verb.add_argument("--no-faces", action="store_true", help="one pass for the whole picture only")
+
+
+def _add_restore(verb: argparse.ArgumentParser) -> None:
+    _add_picture(verb, "default 0")
+    verb.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a file in models/gpen, its beginning, or an id such as gpen-512 (default: that one, "
+        "or the only one there)",
+    )
+    verb.add_argument("--strength", type=_fraction, metavar="X", help="0 to 1 (default 1)")
+    verb.add_argument(
+        "--skin-smooth",
+        type=_fraction,
+        metavar="X",
+        help="1 is the network's skin, less gives pores and wrinkles back (default 1)",
+    )
+    verb.add_argument(
+        "--mode",
+        choices=["faces", "tiled"],
+        help="each face, or the whole picture in tiles (default faces)",
+    )
+    verb.add_argument(
+        "--max-faces", type=_count, metavar="N", help="the largest N, 0 is all of them (default 0)"
+    )
+
+
+def _add_picture(verb: argparse.ArgumentParser, size: str) -> None:
+    """What every verb has that turns a photo into a picture."""
+    verb.add_argument("photo", nargs="?", metavar="PHOTO", help="default: a portrait that is free")
+    verb.add_argument(
+        "--size", type=_side, metavar="N", help=f"longest side in pixels, 0 keeps it ({size})"
+    )
     verb.add_argument("--out", metavar="FILE", help="a .png, .jpg or .webp file")
     verb.add_argument("--port", type=_port, metavar="N", help="default: any free one")
 
@@ -150,7 +193,7 @@ def _add_weights(verb: argparse.ArgumentParser, host: argparse.ArgumentParser) -
     actions.add_parser("faces", parents=[host], help="fetch the face detector")
     download = actions.add_parser("download", parents=[host], help="fetch one entry of the list")
     download.add_argument("id", metavar="ID")
-    convert = actions.add_parser("convert", parents=[host], help="a style becomes .safetensors")
+    convert = actions.add_parser("convert", parents=[host], help="weights become .safetensors")
     convert.add_argument("source", metavar="SRC")
     convert.add_argument("target", metavar="DST")
 
@@ -164,27 +207,27 @@ def check(args: argparse.Namespace) -> None:
         check_port(args.port)
     if args.verb == "serve" and args.port:
         check_port(args.port)
-    if args.verb == "cartoon":
+    if args.verb in PICTURE_VERBS:
         if args.photo is not None:
             check_is_file(args.photo, "give the path of a photo")
-        check_out_file(cartoon_target(args))
+        check_out_file(picture_target(args))
     elif args.verb == "queue":
         check_is_file(args.workflow, "give a workflow saved by Export (API)")
         for picture in args.input:
             check_is_file(picture, "give the path of a picture")
         check_out_folder(Path(args.out))
     elif args.verb == "weights" and args.action == "convert":
-        check_is_file(args.source, "give the path of a style's weights")
+        check_is_file(args.source, "give the path of a weights file")
         check_ending(Path(args.target), (".safetensors",))
         check_out_folder(Path(args.target).absolute().parent)
 
 
-def cartoon_target(args: argparse.Namespace) -> Path:
-    """Where the cartoon goes: --out, or '<photo>_cartoon.png' in the current folder."""
+def picture_target(args: argparse.Namespace) -> Path:
+    """Where the picture goes: --out, or '<photo>_cartoon.png' or alike in the current folder."""
     if args.out:
         return Path(args.out).expanduser().absolute()
     stem = Path(args.photo).stem if args.photo else "astronaut"
-    return Path.cwd() / f"{stem}_cartoon.png"
+    return Path.cwd() / f"{stem}_{PICTURE_VERBS[args.verb]}.png"
 
 
 def check_is_file(name: str, next_step: str) -> None:

@@ -88,6 +88,11 @@ def _outside(argv: list[str]) -> int:
         from . import weights
 
         return weights.main(args, cache)
+    if args.verb == "restore":
+        from . import gpen_weights
+
+        # Before an environment is made for nothing.
+        gpen_weights.require(sources.find_local(args.comfyui, cache, paths.PACK_ROOT), cache)
     _check_cache(cache)
     stages = Stages()
     host: Host | None = None
@@ -108,7 +113,7 @@ def _outside(argv: list[str]) -> int:
 
 
 def _extras(args: argparse.Namespace) -> list[str]:
-    if args.verb == "cartoon" and args.photo is None:
+    if args.verb in arguments.PICTURE_VERBS and args.photo is None:
         return ["demo"]
     return _EXTRAS.get(args.verb, [])
 

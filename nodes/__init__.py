@@ -4,9 +4,10 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import _host
 from .dctnet_cartoon import DCTNetCartoon
+from .gpen_restore import GPENRestore
 from .prepare_image import PrepareImage
 
-NODES: tuple[type[io.ComfyNode], ...] = (DCTNetCartoon, PrepareImage)
+NODES: tuple[type[io.ComfyNode], ...] = (DCTNetCartoon, GPENRestore, PrepareImage)
 
 
 class RealToon(ComfyExtension):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -29,14 +30,21 @@ log = logging.getLogger("realtoon")
 PACK = Path(__file__).resolve().parent.parent
 STYLES_FOLDER = "dctnet"
 FACES_FOLDER = "facedetection"
+GPEN_FOLDER = "gpen"
+RESTORERS_FOLDER = "facerestore_models"
+_RESTORERS = {".safetensors", ".pt", ".pth", ".onnx"}
 _EXTENSIONS = {
     STYLES_FOLDER: set(ENDINGS),
     FACES_FOLDER: {".safetensors", ".pt", ".pth"},
+    GPEN_FOLDER: _RESTORERS,
+    RESTORERS_FOLDER: _RESTORERS,
 }
 _KEPT_MODELS = 6
+_LEAST_TICKS = 100
 _ON_DETACH_KEY = "realtoon"
 
 _kept: dict[tuple[Any, ...], comfy.model_patcher.ModelPatcher] = {}
+_on_unload: dict[tuple[Any, ...], Callable[[], None]] = {}
 
 
 def schema(**kwargs: Any) -> io.Schema:
@@ -68,6 +76,16 @@ def register_folders() -> None:
 def model_folders(name: str) -> list[Path]:
     """The folders registered under ``name`` that exist, in the host's order."""
     return [path for path in map(Path, folder_paths.get_folder_paths(name)) if path.is_dir()]
+
+
+def model_files(name: str) -> dict[str, Path]:
+    """Files with the endings of a folder, by their names below it, in the host's order."""
+    found = {}
+    for file in folder_paths.get_filename_list(name):
+        path = folder_paths.get_full_path(name, file)
+        if path is not None:
+            found[Path(file).as_posix()] = Path(path)
+    return found
 
 
 def first_model_folder(name: str) -> Path:
@@ -109,16 +127,25 @@ def _warn(ours: dict[str, type[io.ComfyNode]], outcome: str) -> None:
         )
 
 
+def file_state(source: Path) -> tuple[Any, ...]:
+    """Changes when a file does."""
+    stat = source.stat()
+    return (os.fspath(source), stat.st_mtime_ns, stat.st_size)
+
+
 def kept_model(
-    source: Path, part: str, build: Callable[[], nn.Module]
+    source: Path,
+    part: str,
+    build: Callable[[], nn.Module],
+    on_unload: Callable[[], None] | None = None,
 ) -> comfy.model_patcher.ModelPatcher:
     """A model under the host's memory management, built once per state of its file.
 
     source: the file or folder that it is made of. part: tells several models of one source apart.
-    The model is let go when the host unloads it (for ``/free``, or for want of memory).
+    The model is let go when the host unloads it (for ``/free``, or for want of memory), and then
+    ``on_unload`` is called.
     """
-    stat = source.stat()
-    key = (os.fspath(source), part, stat.st_mtime_ns, stat.st_size)
+    key = (part, *file_state(source))
     patcher = _kept.pop(key, None)
     if patcher is None:
         patcher = comfy.model_patcher.ModelPatcher(
@@ -127,16 +154,20 @@ def kept_model(
             offload_device=management.unet_offload_device(),
         )
         patcher.add_callback_with_key(
-            CallbacksMP.ON_DETACH, _ON_DETACH_KEY, lambda gone, *_: _let_go(key, gone)
+            CallbacksMP.ON_DETACH,
+            _ON_DETACH_KEY,
+            lambda gone, unload=True: _let_go(key, gone) if unload else None,
         )
         while len(_kept) >= _KEPT_MODELS:
-            _kept.pop(next(iter(_kept)))
+            _drop(next(iter(_kept)))
+        if on_unload is not None:
+            _on_unload[key] = on_unload
     _kept[key] = patcher
     return patcher
 
 
 def _let_go(key: tuple[Any, ...], patcher: comfy.model_patcher.ModelPatcher) -> None:
-    """Forget a model that the host is unloading."""
+    """Forget a model that the host is unloading. It also detaches what it loads anew: not that."""
     if _kept.get(key) is not patcher:
         return
     # The host is walking through its list and takes entries of dead models out of it at once: a
@@ -144,7 +175,16 @@ def _let_go(key: tuple[Any, ...], patcher: comfy.model_patcher.ModelPatcher) -> 
     for entry in management.current_loaded_models:
         if entry.model is patcher:
             entry.realtoon_keeps = patcher
+    _drop(key)
+
+
+def _drop(key: tuple[Any, ...]) -> None:
     del _kept[key]
+    _on_unload.pop(key, _nothing)()
+
+
+def _nothing() -> None:
+    """For a model that nobody waits for."""
 
 
 def load(patchers: Iterable[comfy.model_patcher.ModelPatcher], working_bytes: int) -> None:
@@ -182,11 +222,20 @@ def check_interrupted() -> None:
 
 
 class Progress:
-    """The bar on a node. ``step`` moves it and stops the run when the user has pressed Cancel."""
+    """The bar on a node. ``step`` moves it and stops the run when the user has pressed Cancel.
 
-    def __init__(self, total: int) -> None:
-        self._bar = comfy.utils.ProgressBar(max(1, total))
+    total: how many steps there are; a step may be done in parts.
+    """
 
-    def step(self, count: int = 1) -> None:
+    def __init__(self, total: float) -> None:
+        self._total = max(1.0, total)
+        self._ticks = max(_LEAST_TICKS, math.ceil(self._total))
+        self._bar = comfy.utils.ProgressBar(self._ticks)
+        self._done = 0.0
+
+    def step(self, count: float = 1.0) -> None:
         check_interrupted()
-        self._bar.update(count)
+        self._done += count
+        # Parts add up to a hair less than the whole.
+        ticks = int(self._done / self._total * self._ticks + 1e-6)
+        self._bar.update_absolute(min(self._ticks, ticks))

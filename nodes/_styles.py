@@ -1,4 +1,4 @@
-"""What DCTNetCartoon asks for between the wires and the engine: styles, faces, a run in memory."""
+"""What DCTNetCartoon asks for between the wires and the engine: styles, a run within memory."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ from torch import Tensor
 
 from ..engine import cartoon
 from ..engine.dctnet import BYTES_PER_PX, DCTNet
-from ..engine.faces import MTCNN, Face, detect, select
+from ..engine.faces import Face
 from ..weights_loader import dctnet as style_reader
-from ..weights_loader import mtcnn as face_reader
 from ..weights_loader.errors import WeightsError
 from ..weights_loader.style_files import StyleFiles, list_styles
-from . import _host
+from . import _faces, _host
 
 BUILT_IN = "cel (built-in)"
 
 _BUILT_IN_FILES = StyleFiles(BUILT_IN, _host.PACK / "assets" / "styles" / "cel.safetensors", None)
 _LEAST_AREA_PX = 250_000
 _CHUNK_ELSEWHERE = 16
-_DETECTOR_BYTES = 160 << 20
 _HALVINGS = 3
 
 
@@ -54,9 +52,8 @@ def fingerprint(style: str) -> str:
     """Changes when a file of the style, or the face detector, does."""
     files = _styles().get(style)
     paths = [] if files is None else [path for path in (files.whole, files.head) if path]
-    detector = _detector_path()
-    states = [path.stat() for path in (*paths, *([detector] if detector else [])) if path.exists()]
-    return "|".join(f"{state.st_mtime_ns}:{state.st_size}" for state in states)
+    states = [_host.file_state(path) for path in paths if path.exists()]
+    return f"{states}|{_faces.fingerprint()}"
 
 
 def open_style(name: str) -> Networks:
@@ -80,54 +77,6 @@ def open_style(name: str) -> Networks:
 def _build_style(path: Path) -> DCTNet:
     config, tensors = style_reader.read(path)
     return DCTNet.with_weights(config, tensors)
-
-
-def _detector_path() -> Path | None:
-    for folder in _host.model_folders(_host.FACES_FOLDER):
-        for path in (folder / face_reader.FILE_NAME, folder / "mtcnn"):
-            if path.exists():
-                return path
-    return None
-
-
-def _build_detector(path: Path) -> MTCNN:
-    nets = face_reader.read(path)
-    model = MTCNN()
-    model.load_state_dict(
-        {
-            f"{net}.{name}": tensor
-            for net, tensors in nets.items()
-            for name, tensor in tensors.items()
-        }
-    )
-    return model
-
-
-def find_faces(
-    image_bchw: Tensor, max_faces: int, min_face_px: int
-) -> tuple[list[list[Face]], str]:
-    """The faces of each picture, and what to say about them."""
-    path = _detector_path()
-    if path is None:
-        where = _host.first_model_folder(_host.FACES_FOLDER) / face_reader.FILE_NAME
-        return [[] for _ in image_bchw], (
-            f"no detector, so the whole picture only. Next step: python run.py weights faces,"
-            f" which puts {where.name} into {where.parent}"
-        )
-    patcher = _host.kept_model(path, "mtcnn", lambda: _build_detector(path))
-    _host.load([patcher], _DETECTOR_BYTES)
-    picked, seen = [], 0
-    for picture in image_bchw:
-        found = detect(
-            patcher.model,
-            picture.permute(1, 2, 0),
-            min_face_px=min_face_px,
-            check=_host.check_interrupted,
-        )
-        seen += len(found)
-        picked.append(select(found, max_faces, min_face_px))
-    drawn = sum(map(len, picked))
-    return picked, f"{drawn}" if drawn == seen else f"{drawn} of {seen} found"
 
 
 def draw(

@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..engine import cartoon
-from . import _host, _styles
+from . import _faces, _host, _styles
 from ._tensors import Pictures, clean_bchw, fit_mask, is_placeholder, mask_to_wire, to_bhwc
 
 
@@ -64,7 +64,7 @@ class DCTNetCartoon(io.ComfyNode):
         networks = _styles.open_style(style)
         faces, face_text = [[] for _ in image_bchw], "off"
         if face_pass:
-            faces, face_text = _styles.find_faces(image_bchw, max_faces, min_face_px)
+            faces, face_text = _faces.find(image_bchw, max_faces, min_face_px)
         look = cartoon.Look(style_strength, line_crispness)
         drawn, windows = _styles.draw(networks, image_bchw, faces, look, where, chunk)
         face_mask = torch.zeros(len(pictures), 1, *pictures.hw)

@@ -149,10 +149,12 @@ def _source(workflow: dict, nodes: dict[int, dict], link_id: int | None):
 
 
 def _bypass(node: dict, slot: int) -> int | None:
-    """The link that a bypassed node passes on: of the same slot if it fits, else the first."""
+    """The link that a bypassed node passes on: of the same slot if it fits, else the first.
+
+    An input of the very type goes before one that takes anything.
+    """
     kind = node["outputs"][slot]["type"]
-    same = node["inputs"][slot : slot + 1]
-    for given in [*same, *node["inputs"]]:
-        if given["type"] in (kind, "*"):
-            return given["link"]
-    return None
+    same = [given for given in node["inputs"][slot : slot + 1] if given["type"] in (kind, "*")]
+    exact = [given for given in node["inputs"] if given["type"] == kind]
+    anything = [given for given in node["inputs"] if given["type"] == "*"]
+    return next((given["link"] for given in [*same, *exact, *anything]), None)

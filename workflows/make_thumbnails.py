@@ -3,7 +3,10 @@
     python workflows/make_thumbnails.py
 
 Photos of scikit-image go through `run.py queue` and the shipped cartoon_1024. Photos stand on the
-left and cartoons on the right, in a square. Needs pillow and scikit-image.
+left and cartoons on the right, in a square. What restoring does to a photo depends on weights that
+cannot be shipped, so restore_portrait shows what it works on instead: a face, the square that is
+cut out around it, what of it goes back, and the square upright. Needs pillow, scikit-image, torch
+and the face detector (`run.py weights faces`).
 """
 
 from __future__ import annotations
@@ -17,6 +20,13 @@ from PIL import Image, ImageDraw
 from skimage import data
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent / "benchmarks"))
+
+import _detector  # noqa: E402  (brings the pack in as realtoon)
+import torch  # noqa: E402
+from realtoon.engine import restore  # noqa: E402
+from realtoon.engine.faces import detect, invert, warp  # noqa: E402
+
 SIDE = 512
 LINE_PX = 6
 QUALITY = 88
@@ -28,6 +38,12 @@ ROWS = {
     "chelsea": (0, 2, 451, 297),
     "coffee": (0, 3, 600, 396),
 }
+
+# restore_portrait: the side of the upright face, its place, and how dark all else is.
+UPRIGHT_PX = 208
+UPRIGHT_AT = (SIDE - UPRIGHT_PX - 20, SIDE - UPRIGHT_PX - 20)
+DIMMED = 0.45
+FINE = 4
 
 Pair = tuple[Image.Image, Image.Image]
 
@@ -77,7 +93,45 @@ def split(pair: Pair) -> Image.Image:
     return out
 
 
+def restored_part() -> Image.Image:
+    """The astronaut with the square around its face, what of it goes back, and it upright."""
+    detector = _detector.detector(None)
+    if detector is None:
+        raise SystemExit("make_thumbnails.py: no face detector. Next step: run.py weights faces")
+    photo_hwc = torch.from_numpy(data.astronaut()).float() / 255
+    [face, *_] = detect(detector, photo_hwc, min_face_px=20)
+    photo = photo_hwc.permute(2, 0, 1)[None]
+    to_square = restore.face_square(face, SIDE)
+    mask = warp(restore.face_mask(SIDE), to_square, (SIDE, SIDE), border=0.0)
+    shown = photo * (DIMMED + (1 - DIMMED) * mask)
+    upright = restore.cut(photo, restore.face_square(face, UPRIGHT_PX), UPRIGHT_PX)
+    out = _picture(shown)
+    lines = Image.new("L", (SIDE * FINE, SIDE * FINE))
+    draw = ImageDraw.Draw(lines)
+    corners = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
+    corners[:, :2] *= SIDE
+    outline = corners.double() @ invert(to_square).double().T * FINE
+    points = [tuple(corner) for corner in outline.tolist()]
+    draw.line([*points, points[0], points[1]], fill=255, width=3 * FINE, joint="curve")
+    for x, y in (face.points * FINE).tolist():
+        draw.ellipse((x - 3 * FINE, y - 3 * FINE, x + 3 * FINE, y + 3 * FINE), fill=255)
+    left, top = (value * FINE for value in UPRIGHT_AT)
+    # From the square's lower right corner to the upright one's upper left.
+    draw.line([points[2], (left, top)], fill=255, width=3 * FINE)
+    out.paste("white", (0, 0), lines.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+    frame = Image.new("RGB", (UPRIGHT_PX + 6, UPRIGHT_PX + 6), "white")
+    frame.paste(_picture(upright), (3, 3))
+    out.paste(frame, (UPRIGHT_AT[0] - 3, UPRIGHT_AT[1] - 3))
+    return out
+
+
+def _picture(image_bchw: torch.Tensor) -> Image.Image:
+    rounded = image_bchw[0].permute(1, 2, 0).mul(255).round().clamp(0, 255)
+    return Image.fromarray(rounded.byte().numpy())
+
+
 def main() -> None:
+    restored_part().save(HERE / "restore_portrait.jpg", quality=QUALITY, optimize=True)
     with tempfile.TemporaryDirectory(prefix="realtoon-") as folder:
         pairs = draw_all(Path(folder))
         single = split(scaled(pairs["astronaut"], SINGLE, (SIDE, SIDE)))

@@ -15,8 +15,10 @@ from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -180,6 +182,11 @@ class Page:
         actions = ActionBuilder(self.chrome)
         actions.pointer_action.move_to_location(round(x), round(y)).click()
         actions.perform()
+
+    def press_ctrl(self, key: str) -> None:
+        """Press a key together with Ctrl."""
+        actions = ActionChains(self.chrome)
+        actions.key_down(Keys.CONTROL).send_keys(key).key_up(Keys.CONTROL).perform()
 
     def shot(self, name: str) -> None:
         """A picture of the page into the folder REALTOON_SCREENSHOTS, where that is set."""

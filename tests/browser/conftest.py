@@ -8,13 +8,19 @@ FOLDER comfyui-frontend-package==VERSION`, separated as in PATH); else with the 
 import io
 import os
 import re
+import sys
 from importlib import metadata
 from pathlib import Path
 
 import comfy_hosts
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+# What writes weights of random numbers lies beside the unit tests.
+sys.path.append(str(comfy_hosts.ROOT / "tests" / "unit"))
+import gpen_weights  # noqa: E402
 
 PACKAGE = "comfyui-frontend-package"
 try:
@@ -65,7 +71,11 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="session")
 def comfy(request):
-    """A running ComfyUI (comfy_hosts.Comfy) whose input folder has a small example.png."""
+    """A running ComfyUI (comfy_hosts.Comfy) with a small example.png among its inputs.
+
+    It has a small generator of random weights under the name that restore_portrait has: where that
+    is missing, the front end asks for it as it should.
+    """
     reason = _why_not()
     if reason:
         pytest.skip(reason)
@@ -81,6 +91,10 @@ def comfy(request):
         data = io.BytesIO()
         picture.save(data, "PNG")
         assert running.upload(data.getvalue(), "example.png") == "example.png"
+        folder = running.server.base / "models" / "gpen"
+        folder.mkdir(parents=True, exist_ok=True)
+        state = gpen_weights.state(gpen_weights.TINY, kernels=True)
+        torch.save(state, folder / "GPEN-BFR-512.pth")
         settle(running, comfy_page.SETTINGS)
         yield running
 

@@ -22,6 +22,7 @@ for room in ("parity", "unit"):
     if str(ROOT / "tests" / room) not in sys.path:
         sys.path.append(str(ROOT / "tests" / room))
 
+import gpen_weights  # noqa: E402
 from tensorflow_graph import frozen_graph, random_tensors  # noqa: E402
 from weights_files import port  # noqa: E402
 
@@ -51,6 +52,20 @@ class Graph(dict):
             "chunk": 0,
         }
         return self.add("DCTNetCartoon", image=image, style=style, **{**values, **inputs})
+
+    def restore(self, image: Link, model: str, **inputs: Any) -> str:
+        values: dict[str, Any] = {
+            "strength": 1.0,
+            "skin_smooth": 1.0,
+            "max_faces": 0,
+            "face_order": "largest",
+            "min_face_px": 20,
+            "mode": "faces",
+            "tile_px": 256,
+            "tile_overlap_px": 64,
+            "precision": "fp32",
+        }
+        return self.add("GPENRestore", image=image, model=model, **{**values, **inputs})
 
     def save(self, image: Link) -> str:
         return self.add("SaveImage", images=image, filename_prefix="test")
@@ -115,6 +130,27 @@ def put_style(comfy: Comfy, name: str, seed: int = 0, form: str = "safetensors")
     else:
         torch.save({"netG": port(tensors)}, folder / f"{name}.pth")
     return name
+
+
+def put_gpen(comfy: Comfy, name: str, seed: int = 0, folder: str = "gpen") -> str:
+    """Write a small generator of random weights into the running host; returns its name."""
+    models = comfy.server.base / "models" / folder
+    models.mkdir(parents=True, exist_ok=True)
+    torch.save(gpen_weights.state(gpen_weights.TINY, seed, kernels=True), models / name)
+    return name
+
+
+def detector(comfy: Comfy) -> bool:
+    """Whether the running host has the face detector."""
+    folders = [comfy.server.base / "models", *comfy.server._models]
+    return any((folder / "facedetection" / "mtcnn.safetensors").is_file() for folder in folders)
+
+
+def free(comfy: Comfy) -> None:
+    status, _ = post(comfy, "/free", {"unload_models": True, "free_memory": True})
+    assert status == 200
+    # The worker takes the wish before its next job.
+    time.sleep(1.0)
 
 
 def outcome(comfy: Comfy, prompt_id: str, limit_s: float = 180.0) -> JobResult | UserError:

@@ -11,7 +11,18 @@ from pathlib import Path
 import graphs
 import numpy as np
 import pytest
-from graphs import BUILT_IN, Graph, empty, one, outcome, photo, put_style, saved
+from graphs import (
+    BUILT_IN,
+    Graph,
+    detector,
+    empty,
+    free,
+    one,
+    outcome,
+    photo,
+    put_style,
+    saved,
+)
 from PIL import Image
 from realtoon.host.errors import UserError
 
@@ -26,12 +37,6 @@ def style(comfy) -> str:
 def draw(comfy, graph: Graph) -> Image.Image:
     [[picture]] = saved(comfy, comfy.run(graph)).values()
     return picture
-
-
-def detector(comfy) -> bool:
-    """Whether the running host has the face detector."""
-    folders = [comfy.server.base / "models", *comfy.server._models]
-    return any((folder / "facedetection" / "mtcnn.safetensors").is_file() for folder in folders)
 
 
 def sixteen_bit(width: int, height: int) -> Image.Image:
@@ -267,20 +272,13 @@ def loads(comfy) -> int:
     return graphs.log(comfy).count("Requested to load DCTNet")
 
 
-def free(comfy) -> None:
-    before = len(graphs.log(comfy))
-    status, _ = graphs.post(comfy, "/free", {"unload_models": True, "free_memory": True})
-    assert status == 200, before
-    # The worker takes the wish before its next job.
-    time.sleep(1.0)
-
-
 def test_the_hosts_manager_owns_the_networks(comfy) -> None:
     name, style = comfy.upload(photo(40, 30)), put_style(comfy, "managed", seed=8)
     start = loads(comfy)
     draw(comfy, one(name, style, style_strength=0.9))
     once = loads(comfy)
-    draw(comfy, one(name, style, style_strength=0.8))
+    for strength in (0.8, 0.6, 0.5):
+        draw(comfy, one(name, style, style_strength=strength))
     assert (once - start, loads(comfy) - once) == (1, 0)
     free(comfy)
     draw(comfy, one(name, style, style_strength=0.7))

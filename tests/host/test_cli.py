@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,8 +14,18 @@ import time
 import comfy_hosts
 import numpy as np
 import pytest
+import torch
+from graphs import gpen_weights
 from PIL import ExifTags, Image
-from realtoon.host import arguments, environment, paths, pictures, requirements, workflow
+from realtoon.host import (
+    arguments,
+    environment,
+    face_weights,
+    paths,
+    pictures,
+    requirements,
+    workflow,
+)
 
 RUN = comfy_hosts.ROOT / "run.py"
 # Whatever asks the network gets an error at once.
@@ -121,6 +132,93 @@ def test_an_unknown_style_lists_the_known_ones(host, photo, tmp_path):
     assert_refused(result, r"no style 'oil'\. Next step: take one of .*cel")
     assert not listens(port)
     assert list(tmp_path.iterdir()) == [photo]
+
+
+def restore(host, folder, cache, *line, limit_s=500):
+    """`run.py restore` with the weights that lie in a cache folder of the test's own, no others."""
+    owned = {**host.to_json(), "owned": True}
+    handover = {"cache": str(cache), "host": owned, "seconds": {}}
+    start = [sys.executable, str(RUN), "--handover", json.dumps(handover), "restore"]
+    result = subprocess.run(
+        [*start, *map(str, line)],
+        cwd=folder,
+        env={**os.environ, **NO_NETWORK},
+        capture_output=True,
+        text=True,
+        timeout=limit_s,
+    )
+    return result.returncode, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def with_gpen(tmp_path_factory):
+    """A cache folder with a small generator of random weights under the usual name."""
+    cache = tmp_path_factory.mktemp("cache")
+    (cache / "models" / "gpen").mkdir(parents=True)
+    state = gpen_weights.state(gpen_weights.TINY, 1, kernels=True)
+    torch.save(state, cache / "models" / "gpen" / "GPEN-BFR-512.pth")
+    return cache
+
+
+def test_restoring_without_weights_is_refused_before_the_host_starts(host, photo, tmp_path):
+    cache = tmp_path / "cache"
+    result = restore(host, tmp_path, cache, photo, limit_s=60)
+    assert_refused(result, r"no GPEN weights in .*gpen\. .*python run.py weights download gpen-512")
+    assert not cache.exists()
+
+
+def test_other_packs_weights_are_not_taken_for_gpens(host, photo, tmp_path):
+    folder = tmp_path / "cache" / "models" / "facerestore_models"
+    folder.mkdir(parents=True)
+    torch.save({"params_ema": {"conv.weight": torch.zeros(3, 3)}}, folder / "GFPGANv1.4.pth")
+    result = restore(host, tmp_path, tmp_path / "cache", photo, "--mode", "tiled")
+    assert_refused(result, "no GPEN weights in .*python run.py weights download gpen-512")
+
+
+def test_restoring_faces_without_a_detector_is_refused_before_the_host_starts(
+    host, photo, tmp_path, with_gpen
+):
+    result = restore(host, tmp_path, with_gpen, photo, limit_s=60)
+    assert_refused(result, r"no face detector: .*weights faces.*--mode tiled")
+
+
+def test_a_whole_picture_is_restored(host, photo, tmp_path, with_gpen):
+    line = [photo, "--mode", "tiled", "--strength", "0.5", "--skin-smooth", "0.25"]
+    line += ["--model", "gpen-bfr", "--max-faces", "3", "--size", "100"]
+    code, out, err = restore(host, tmp_path, with_gpen, *line)
+    assert code == 0, err
+    target = tmp_path / "sideways_restored.png"
+    assert f"Saved {target} (60×100" in out
+    assert "model: GPEN-BFR-512.pth, 256 px" in out
+    texts = pictures.texts_of(target.read_bytes())
+    graph = json.loads(texts["prompt"])
+    [node] = workflow.of_class(graph, "GPENRestore")
+    wanted = {"strength": 0.5, "skin_smooth": 0.25, "mode": "tiled", "max_faces": 3}
+    assert wanted.items() <= graph[node]["inputs"].items()
+    assert texts["parameters"].startswith("Model: GPEN-BFR-512.pth, Strength: 0.5, ")
+
+
+def test_a_face_is_restored_and_nothing_else(host, tmp_path, with_gpen):
+    from skimage import data
+
+    there = face_weights.present([paths.cache_folder() / "models", host.folder / "models"])
+    if there is None:
+        pytest.skip("no face detector: run `python run.py weights faces`")
+    cache = tmp_path / "cache"
+    shutil.copytree(with_gpen / "models" / "gpen", cache / "models" / "gpen")
+    shutil.copytree(there.parent, cache / "models" / there.parent.name)
+    source = tmp_path / "astronaut.png"
+    Image.fromarray(data.astronaut()).save(source)
+    code, out, err = restore(host, tmp_path, cache, source)
+    assert code == 0, err
+    assert "faces: 1" in out
+    before = np.asarray(Image.open(source)).astype(int)
+    after = np.asarray(Image.open(tmp_path / "astronaut_restored.png").convert("RGB")).astype(int)
+    changed = np.abs(after - before).max(axis=2) > 0
+    # Her face is in the upper middle; random weights draw something else there.
+    assert changed[80:140, 190:260].mean() > 0.9
+    assert not changed[260:].any()
+    assert not changed[:, 380:].any()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from conftest import NONE
 from realtoon.host import paths
 
-NODE_IDS = ("DCTNetCartoon", "PrepareImage")
+NODE_IDS = ("DCTNetCartoon", "GPENRestore", "PrepareImage")
 INPUTS = {
     "DCTNetCartoon": {
         "image": ("IMAGE", None),
@@ -26,6 +26,20 @@ INPUTS = {
         "chunk": ("INT", (0, 0, 64, None)),
         "mask": ("MASK", None),
     },
+    "GPENRestore": {
+        "image": ("IMAGE", None),
+        "model": ("COMBO", None),
+        "strength": ("FLOAT", (1.0, 0.0, 1.0, 0.01)),
+        "skin_smooth": ("FLOAT", (1.0, 0.0, 1.0, 0.01)),
+        "max_faces": ("INT", (0, 0, 100, None)),
+        "face_order": ("COMBO", None),
+        "min_face_px": ("INT", (20, 12, 1024, None)),
+        "mode": ("COMBO", None),
+        "tile_px": ("INT", (512, 128, 2048, 8)),
+        "tile_overlap_px": ("INT", (64, 0, 512, 8)),
+        "precision": ("COMBO", None),
+        "mask": ("MASK", None),
+    },
     "PrepareImage": {
         "image": ("IMAGE", None),
         "max_side": ("INT", (1024, 0, 16384, 8)),
@@ -36,6 +50,10 @@ INPUTS = {
 }
 OUTPUTS = {
     "DCTNetCartoon": (["IMAGE", "MASK", "STRING"], ["image", "face_mask", "report"]),
+    "GPENRestore": (
+        ["IMAGE", "IMAGE", "MASK", "STRING"],
+        ["image", "faces", "face_mask", "report"],
+    ),
     "PrepareImage": (["IMAGE", "STRING", "REALTOON_FRAMING"], ["image", "report", "framing"]),
 }
 
@@ -81,6 +99,9 @@ def test_combos_offer_what_they_should(comfy) -> None:
         return kind if isinstance(kind, list) else more["options"]
 
     assert options("DCTNetCartoon", "style")[0] == graphs.BUILT_IN
+    assert options("GPENRestore", "mode") == ["faces", "tiled"]
+    assert options("GPENRestore", "face_order") == ["largest", "left_to_right", "score"]
+    assert options("GPENRestore", "precision") == ["auto", "fp32", "mixed"]
     assert options("PrepareImage", "multiple_of") == [1, 8, 16, 32]
     assert options("PrepareImage", "background") == ["white", "black", "grey"]
     # A style that was put there while the host runs is there after a refresh.

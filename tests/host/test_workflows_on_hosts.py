@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import workflow_files as wf
+from graphs import detector, put_gpen
 from PIL import Image
 
 # Set by people; which files there are differs from machine to machine.
-OPEN_CHOICES = {("LoadImage", "image")}
+OPEN_CHOICES = {("LoadImage", "image"), ("GPENRestore", "model")}
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +83,14 @@ def photo(width, height, seed=0):
 
 
 def prepared(comfy, name, pictures, **settings):
-    """The twin with these pictures, and settings for its cartoon node."""
+    """The twin with these pictures, and settings for the node that it is about."""
     twin = wf.load_twin(name)
     loaders = [node for node in twin.values() if node["class_type"] == "LoadImage"]
     for index, (node, picture) in enumerate(zip(loaders, pictures, strict=True)):
         node["inputs"]["image"] = comfy.upload(picture, f"{name}_{index}.png")
-    [cartoon] = [node for node in twin.values() if node["class_type"] == "DCTNetCartoon"]
-    cartoon["inputs"].update(settings)
+    kinds = ("DCTNetCartoon", "GPENRestore")
+    [main] = [node for node in twin.values() if node["class_type"] in kinds]
+    main["inputs"].update(settings)
     return twin
 
 
@@ -151,6 +153,46 @@ def test_cartoon_batch_fits_other_shapes_whole_with_white_bars(comfy):
     assert (wide[44:] == 255).all()
     inside = np.asarray(photos[1].resize((32, 64), Image.Resampling.LANCZOS)).astype(int)
     assert np.abs(tall[:, 32:64].astype(int) - inside).max() <= 2
+
+
+@pytest.fixture(scope="module")
+def gpen(comfy):
+    """A small generator of random weights under the name that the workflows have."""
+    return put_gpen(comfy, "GPEN-BFR-512.pth")
+
+
+def test_restore_portrait_restores_the_face_alone(comfy, gpen):
+    from skimage import data
+
+    if not detector(comfy):
+        pytest.skip("no face detector: run `python run.py weights faces`")
+    [restored] = run(comfy, "restore_portrait", [Image.fromarray(data.astronaut())])
+    changed = (restored != data.astronaut()).any(axis=2)
+    assert changed[80:140, 190:260].mean() > 0.9
+    assert not changed[260:].any()
+
+
+def test_restore_portrait_keeps_a_photos_size(comfy, gpen):
+    original = photo(1300, 70)
+    [kept] = run(comfy, "restore_portrait", [original], strength=0.0)
+    assert np.array_equal(kept, np.asarray(original))
+    [restored] = run(comfy, "restore_portrait", [original], mode="tiled", tile_px=512)
+    assert restored.shape == (70, 1300, 3)
+    assert not np.array_equal(restored, np.asarray(original))
+
+
+def test_cartoon_with_restoring_switched_on_draws_the_restored_photo(comfy, gpen):
+    original = photo(150, 101)
+    [plain] = run(comfy, "cartoon_1024", [original])
+    workflow = wf.load("cartoon_1024")
+    [restorer] = [node for node in workflow["nodes"] if node["type"] == "GPENRestore"]
+    restorer["mode"] = 0
+    on = wf.ui_to_api(workflow)
+    on["1"]["inputs"]["image"] = comfy.upload(original, "on.png")
+    on[str(restorer["id"])]["inputs"].update(mode="tiled", precision="fp32")
+    [restored] = map(np.asarray, comfy.pictures(comfy.run(on)))
+    assert restored.shape == plain.shape
+    assert not np.array_equal(restored, plain)
 
 
 def test_template_list_offers_them(comfy):

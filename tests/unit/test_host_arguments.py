@@ -4,7 +4,7 @@ import socket
 import sys
 
 import pytest
-from realtoon.host import arguments, bootstrap, cartoon, environment, sources
+from realtoon.host import arguments, bootstrap, cartoon, environment, gpen_weights, restore, sources
 from realtoon.host.errors import UserError
 
 
@@ -41,6 +41,14 @@ def nothing_is_made(monkeypatch, tmp_path):
         ("cartoon --timeout 0", "0 is not above 0"),
         ("cartoon --colour", "unknown argument '--colour'"),
         ("cartoon a.png b.png", "unknown argument 'b.png'"),
+        ("restore nowhere.png", "nowhere.png does not exist"),
+        ("restore --out x.gif", "ends in '.gif'"),
+        ("restore --strength 2", "2 is not between 0 and 1"),
+        ("restore --skin-smooth -1", "-1 is not between 0 and 1"),
+        ("restore --max-faces 101", "101 is not between 0 and 100"),
+        ("restore --mode whole", "invalid choice: 'whole'"),
+        ("restore --style cel", "unknown argument '--style'"),
+        ("restore {file}", "there are no GPEN weights in "),
         ("queue", "required: WORKFLOW"),
         ("queue nowhere.json", "nowhere.json does not exist"),
         ("queue {file} --input nowhere.png", "nowhere.png does not exist"),
@@ -128,10 +136,13 @@ def test_queue_takes_many_inputs_and_sets():
         ("cartoon", "astronaut_cartoon.png"),
         ("cartoon some/me.at.home.jpeg", "me.at.home_cartoon.png"),
         ("cartoon x.png --out deep/y.webp", "deep/y.webp"),
+        ("restore", "astronaut_restored.png"),
+        ("restore some/me.at.home.jpeg", "me.at.home_restored.png"),
+        ("restore x.png --out deep/y.webp", "deep/y.webp"),
     ],
 )
-def test_where_the_cartoon_goes(tmp_path, line, name):
-    assert arguments.cartoon_target(bootstrap.parse(line.split())) == tmp_path / name
+def test_where_the_picture_goes(tmp_path, line, name):
+    assert arguments.picture_target(bootstrap.parse(line.split())) == tmp_path / name
 
 
 def test_a_style_is_found_by_its_name_or_its_beginning():
@@ -143,3 +154,55 @@ def test_a_style_is_found_by_its_name_or_its_beginning():
         cartoon.choose_style("oil", known)
     with pytest.raises(UserError, match="several styles.*anime, anime2;"):
         cartoon.choose_style("ani", known)
+
+
+def test_weights_are_found_by_name_beginning_or_id():
+    known = ["GPEN-BFR-1024.pth", "GPEN-BFR-512.pth", "mine/GPEN-BFR-512.onnx"]
+    usual = "GPEN-BFR-512.pth"
+    assert restore.choose_model(None, known, usual) == usual
+    assert restore.choose_model("gpen-1024", known, usual) == "GPEN-BFR-1024.pth"
+    assert restore.choose_model("gpen-bfr-5", known, usual) == usual
+    assert restore.choose_model("mine/", known, usual) == "mine/GPEN-BFR-512.onnx"
+    # What was asked for is never replaced by something else.
+    with pytest.raises(UserError, match="no model 'GPEN-BFR-256.pth'.*GPEN-BFR-1024.pth"):
+        restore.choose_model("gpen-256", known, usual)
+    with pytest.raises(UserError, match="several models"):
+        restore.choose_model("GPEN", known, usual)
+    assert restore.choose_model(None, ["other.pth"], usual) == "other.pth"
+    with pytest.raises(
+        UserError, match=r"no GPEN-BFR-512.pth\. Next step: .*--model: a.pth, b.pth"
+    ):
+        restore.choose_model(None, ["a.pth", "b.pth"], usual)
+
+
+@pytest.mark.parametrize(
+    ("file", "there"),
+    [
+        ("gpen/GPEN-BFR-512.pth", True),
+        ("gpen/deep/own.SAFETENSORS", True),
+        ("facerestore_models/some.onnx", True),
+        ("gpen/readme.txt", False),
+        ("gpen/GPEN-BFR-512.pth.part", False),
+        ("checkpoints/GPEN-BFR-512.pth", False),
+    ],
+)
+@pytest.mark.parametrize("owned", [True, False])
+def test_weights_are_looked_for_before_anything_is_made(tmp_path, file, there, owned):
+    host = sources.Host(tmp_path / "ComfyUI", "0.33.0", "test", owned)
+    cache = tmp_path / "cache"
+    path = (cache if owned else host.folder) / "models" / file
+    path.parent.mkdir(parents=True)
+    path.write_text("")
+    if there:
+        gpen_weights.require(host, cache)
+        return
+    with pytest.raises(UserError) as caught:
+        gpen_weights.require(host, cache)
+    assert str((cache if owned else host.folder) / "models" / "gpen") in str(caught.value)
+    assert "python run.py weights download gpen-512" in str(caught.value)
+
+
+def test_a_host_with_folders_of_its_own_is_asked_itself(tmp_path):
+    host = sources.Host(tmp_path, "0.33.0", "test", owned=False)
+    (tmp_path / "extra_model_paths.yaml").write_text("")
+    gpen_weights.require(host, tmp_path / "cache")

@@ -107,6 +107,23 @@ def test_combo_choices_in_both_notations():
     assert workflow.options(old, "nothing") == []
 
 
+def test_what_a_nodes_own_check_said_is_told_once():
+    said = "model: expected weights, got none"
+    errors = [
+        {
+            "type": "custom_validation_failed",
+            "message": "Custom validation failed for node",
+            "details": f"{name} - {said}",
+        }
+        for name in ("model", "tile_px")
+    ]
+    body = {"node_errors": {"3": {"errors": errors}}}
+    assert workflow.refusal(GRAPH, body) == f"node 3 (v1.5 pass): {said}"
+    # Without a reason the input is all there is to tell.
+    errors[1]["details"] = "tile_px"
+    assert workflow.refusal(GRAPH, body).endswith(f"{said}, tile_px")
+
+
 def test_a_refusal_names_every_node_and_reason():
     body = {
         "error": {"message": "Prompt outputs failed validation", "details": ""},

@@ -6,10 +6,16 @@ import json
 import pytest
 import workflow_files as wf
 from PIL import Image
+from realtoon.weights_loader import catalog
 
 # The thumbnail is shown as a small square.
 THUMBNAIL_BYTES = 120_000
-OURS = ("DCTNetCartoon", "PrepareImage")
+OURS = ("DCTNetCartoon", "GPENRestore", "PrepareImage")
+DEFAULTS = {
+    "DCTNetCartoon": ["cel (built-in)", 0.75, 1, True, 10, 40, 0],
+    "GPENRestore": ["GPEN-BFR-512.pth", 1, 1, 0, "largest", 20, "faces", 512, 64, "auto"],
+    "PrepareImage": [1024, 1, "white"],
+}
 # Names that the browser's own list of a node's inputs does not give a wire type.
 ANY = "*"
 
@@ -24,8 +30,12 @@ def workflow(name):
     return wf.load(name)
 
 
-def test_the_cartoon_workflows_are_shipped():
-    assert {"cartoon_1024", "cartoon_batch"} <= set(wf.NAMES)
+def restorers(workflow):
+    return [node for node in workflow["nodes"] if node["type"] == "GPENRestore"]
+
+
+def test_the_workflows_are_shipped():
+    assert {"cartoon_1024", "cartoon_batch", "restore_portrait"} <= set(wf.NAMES)
 
 
 def test_each_has_a_twin_and_a_thumbnail_and_nothing_is_left_over(name):
@@ -47,7 +57,8 @@ def test_twin_is_the_same_graph(name, workflow):
 
 def test_twin_that_differs_is_seen(name, workflow):
     changed = copy.deepcopy(workflow)
-    node = next(node for node in changed["nodes"] if node["type"] == "DCTNetCartoon")
+    used = [node for node in changed["nodes"] if node["mode"] == 0]
+    node = next(node for node in used if node["type"] in ("DCTNetCartoon", "GPENRestore"))
     node["widgets_values"][1] = 0.5
     assert wf.ui_to_api(changed) != wf.load_twin(name)
 
@@ -151,12 +162,75 @@ def test_pictures_are_those_that_every_comfyui_brings(workflow):
             assert node["widgets_values"][0] == "example.png"
 
 
-def test_defaults_are_the_nodes_own(workflow):
+def test_defaults_are_the_nodes_own(name, workflow):
+    wanted = dict(DEFAULTS)
+    if name == "restore_portrait":
+        # Nothing is gained by making a photo smaller before its faces are restored.
+        wanted["PrepareImage"] = [0, 1, "white"]
     for node in workflow["nodes"]:
-        if node["type"] == "DCTNetCartoon":
-            assert node["widgets_values"] == ["cel (built-in)", 0.75, 1, True, 10, 40, 0]
-        if node["type"] == "PrepareImage":
-            assert node["widgets_values"] == [1024, 1, "white"]
+        if node["type"] in wanted:
+            assert node["widgets_values"] == wanted[node["type"]]
+
+
+def test_restoring_stands_before_the_cartoon_and_is_off():
+    workflow = wf.load("cartoon_1024")
+    nodes, twin = wf.by_id(workflow), wf.load_twin("cartoon_1024")
+    [restorer] = restorers(workflow)
+    assert restorer["mode"] == wf.BYPASSED
+    targets = [nodes[link[3]]["type"] for link in workflow["links"] if link[1] == restorer["id"]]
+    assert targets == ["DCTNetCartoon"]
+    # So that it runs where there are no weights.
+    assert "GPENRestore" not in {node["class_type"] for node in twin.values()}
+    [given] = [link for link in workflow["links"] if link[3] == restorer["id"]]
+    [cartoon] = [node for node in twin.values() if node["class_type"] == "DCTNetCartoon"]
+    assert cartoon["inputs"]["image"] == [str(given[1]), given[2]]
+
+
+def test_restoring_can_be_switched_on():
+    workflow, twin = wf.load("cartoon_1024"), wf.load_twin("cartoon_1024")
+    [restorer] = restorers(workflow)
+    restorer["mode"] = 0
+    prompt = wf.ui_to_api(workflow)
+    restored = prompt.pop(str(restorer["id"]))
+    [key] = [key for key, node in twin.items() if node["class_type"] == "DCTNetCartoon"]
+    assert prompt[key]["inputs"].pop("image") == [str(restorer["id"]), 0]
+    assert restored["inputs"]["image"] == twin[key]["inputs"].pop("image")
+    assert prompt == twin
+
+
+def test_note_says_how_to_switch_it_on():
+    nodes = wf.load("cartoon_1024")["nodes"]
+    [text] = [node["widgets_values"][0] for node in nodes if node["title"] == "Restore or not"]
+    assert "**Ctrl+B**" in text
+    assert "python run.py weights download gpen-512" in text
+    assert "non-commercial" in text
+
+
+def test_all_of_it_can_be_read_on_a_usual_screen(workflow):
+    """The front end shows a new graph whole, and below 57 % it leaves texts out.
+
+    It takes three quarters of the window: 1920×937 in a browser on a full HD screen.
+    """
+    boxes = [wf.group_box(group) for group in workflow["groups"]]
+    width = max(box.x + box.width for box in boxes) - min(box.x for box in boxes)
+    height = max(box.y + box.height for box in boxes) - min(box.y for box in boxes)
+    assert width <= 0.75 * 1920 / 0.575
+    assert height <= 0.75 * 937 / 0.575
+
+
+def test_weights_are_those_of_the_catalogue(workflow):
+    """The front end offers these links where the files are missing."""
+    for node in restorers(workflow):
+        found = [catalog.find(name) for name in ("gpen-512", "parsenet")]
+        links = [
+            {"name": file.save_as, "url": file.urls[0], "directory": entry.folder}
+            for entry in found
+            for file in entry.files
+        ]
+        # Older front ends ask for the files of nodes that are switched off as well.
+        on = node["mode"] != wf.BYPASSED
+        assert node["properties"].get("models", []) == (links if on else [])
+        assert node["widgets_values"][0] == links[0]["name"]
 
 
 def test_our_nodes_name_the_pack_that_has_them(workflow):
@@ -212,6 +286,18 @@ class TestConversion:
         prompt = wf.ui_to_api(self.graph(invert, links=links))
         assert prompt["9"]["inputs"].get("images") == source
         assert "2" not in prompt
+
+    def test_bypassed_passes_on_what_has_the_outputs_type(self):
+        inputs = [("image", "IMAGE"), ("any", "*"), ("model", "COMBO"), ("mask", "MASK")]
+        outputs = [("image", "IMAGE"), ("faces", "IMAGE"), ("face_mask", "MASK"), ("text", "INT")]
+        middle = _node(2, "GPENRestore", inputs, outputs, [])
+        middle["mode"] = wf.BYPASSED
+        for place, given in enumerate(middle["inputs"]):
+            given["link"] = 10 + place
+        # The second output's own place takes anything, and for a number nothing else does.
+        assert [wf._bypass(middle, slot) for slot in range(4)] == [10, 11, 13, 11]
+        middle["inputs"].pop(1)
+        assert [wf._bypass(middle, slot) for slot in range(4)] == [10, 10, 13, None]
 
     def test_primitive_is_its_value(self):
         primitive = _node(2, "PrimitiveNode", [], [("STRING", "STRING")], ["named"])
