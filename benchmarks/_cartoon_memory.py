@@ -13,9 +13,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch  # noqa: E402
-from _cartoon_network import astronaut, network  # noqa: E402
-from _cartoon_run import detector, draw, find_faces  # noqa: E402
+from _cartoon_network import network  # noqa: E402
+from _cartoon_run import draw, find_faces  # noqa: E402
+from _detector import detector  # noqa: E402
 from _measure import PeakMemory  # noqa: E402
+from _pictures import astronaut  # noqa: E402
 from tensorflow_graph import random_tensors  # noqa: E402
 
 

@@ -13,6 +13,7 @@ import _pack
 import numpy as np
 import torch
 from _measure import interleaved, median_seconds, ratio
+from _pictures import astronaut
 from _table import Row, missing
 from torch import Tensor
 
@@ -27,14 +28,6 @@ SIZES = [(288, 288), (720, 1080), (513, 771)]
 SPEED_BOUNDS = {"TensorFlow": 1.25, "OpenVINO": 1.1, "ONNX Runtime": 1.1}
 PARITY_BOUND = "≤ 1/255 on ≤ 0.01 %"
 LOAD_BOUND_S = 0.2
-
-
-def astronaut(height: int, width: int) -> np.ndarray:
-    """scikit-image's portrait, uint8 RGB [H,W,3]."""
-    from PIL import Image
-    from skimage import data
-
-    return np.asarray(Image.fromarray(data.astronaut()).resize((width, height)))
 
 
 def network(tensors: Mapping[str, Tensor], config: object = None) -> DCTNet:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import sys
@@ -15,10 +14,13 @@ from types import SimpleNamespace
 import _pack
 import numpy as np
 import torch
-from _cartoon_network import astronaut, network
-from _cartoon_run import Clock, detector, draw, find_faces
+from _cartoon_network import network
+from _cartoon_run import draw, find_faces
+from _child import ChildError, measured
+from _detector import detector
+from _measure import Clock
+from _pictures import SOLVAY_FACES, astronaut, photo
 from _table import Row, missing
-from torch import Tensor
 
 _pack.load()
 
@@ -31,13 +33,7 @@ EVERYTHING = 1 << 40  # a window that no picture fills
 AROUND_BOUND = 0.25
 TILES_BOUND = 1e-5
 MEMORY_BOUND_MB = 600
-SOLVAY_FACES = 29
 SECOND_RUN_BOUND_S = 45
-
-
-def photo(height: int, width: int) -> Tensor:
-    """(1,3,H,W) float32 RGB in [0,1], laid out as a picture from ComfyUI's wires."""
-    return torch.from_numpy(astronaut(height, width).astype(np.float32) / 255)[None].movedim(-1, 1)
 
 
 def strength(settings: SimpleNamespace) -> Iterator[Row]:
@@ -182,21 +178,13 @@ def faces(settings: SimpleNamespace) -> Iterator[Row]:
 def memory(settings: SimpleNamespace) -> Iterator[Row]:
     """Growth of resident memory beyond input and output, in a process of its own."""
     width, height = (2000, 1500) if settings.quick else (8000, 6000)
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name("_cartoon_memory.py")),
-        str(height),
-        str(width),
-        str(settings.threads),
-        str(settings.faces or ""),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     what, bound = f"{width}×{height}, memory beyond input and output", f"≤ {MEMORY_BOUND_MB} MB"
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        yield Row(what, f"failed: {last}", bound=bound, met=False)
+    arguments = (height, width, settings.threads, settings.faces or "")
+    try:
+        result = measured("_cartoon_memory.py", arguments)
+    except ChildError as error:
+        yield Row(what, f"failed: {error}", bound=bound, met=False)
         return
-    result = json.loads(done.stdout.splitlines()[-1])
     growth_mb = result["growth_bytes"] / 1e6
     beside = f"{result['seconds']:.0f} s, {result['faces']} faces"
     yield Row(what, f"{growth_mb:.0f} MB", beside, bound=bound, met=growth_mb <= MEMORY_BOUND_MB)

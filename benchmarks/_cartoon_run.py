@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
 import _pack
 import torch
 from torch import Tensor
@@ -18,10 +11,6 @@ _pack.load()
 from realtoon.engine import cartoon  # noqa: E402
 from realtoon.engine.dctnet import DCTNet  # noqa: E402
 from realtoon.engine.faces import MTCNN, Face, detect, select  # noqa: E402
-from realtoon.host import face_weights, paths  # noqa: E402
-from realtoon.weights_loader import mtcnn as face_reader  # noqa: E402
-
-"""The node's window on a processor."""
 
 MIN_FACE_PX = 40
 MAX_FACES = 10
@@ -29,45 +18,6 @@ MAX_FACES = 10
 
 def nothing() -> None:
     """The check of a run that nobody interrupts."""
-
-
-class Clock:
-    """Seconds by stage; ``around`` a function adds what its calls take."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.perf_counter() - started
-
-    def around(self, name: str, call: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def timed(*arguments: object, **named: object) -> Tensor:
-            with self.stage(name):
-                return call(*arguments, **named)
-
-        return timed
-
-
-def detector(chosen: Path | None) -> MTCNN | None:
-    """The face detector from a file, or from where run.py puts it; None where it is nowhere."""
-    cache = paths.cache_folder()
-    places = [cache / "models"]
-    if os.environ.get("COMFYUI_PATH"):
-        places.append(Path(os.environ["COMFYUI_PATH"]) / "models")
-    path = chosen or face_weights.present(places)
-    if path is None:
-        return None
-    model = MTCNN().eval()
-    nets = face_reader.read(path)
-    model.load_state_dict(
-        {f"{net}.{name}": value for net, part in nets.items() for name, value in part.items()}
-    )
-    return model
 
 
 def find_faces(model: MTCNN | None, image_bchw: Tensor) -> list[list[Face]]:

@@ -9,11 +9,15 @@ import statistics
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 MIB = 1 << 20
+
+T = TypeVar("T")
 
 
 def threads_here() -> int:
@@ -68,6 +72,28 @@ def ratio(ours: list[float], theirs: list[float]) -> float:
 def median_seconds(call: Callable[[], object], rounds: int) -> float:
     """The median over `rounds` calls after one warm-up."""
     return statistics.median(interleaved({"": call}, rounds)[""])
+
+
+class Clock:
+    """Seconds by stage; ``around`` a function adds what its calls take."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - started
+
+    def around(self, name: str, call: Callable[..., T]) -> Callable[..., T]:
+        def timed(*arguments: object, **named: object) -> T:
+            with self.stage(name):
+                return call(*arguments, **named)
+
+        return timed
 
 
 class PeakMemory:

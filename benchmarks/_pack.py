@@ -1,4 +1,4 @@
-"""Brings the pack in as ``realtoon``, and the peers that the parity tests run against."""
+"""Brings the pack in as ``realtoon``, and the peers and seeded weights of its tests."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
-PARITY = ROOT / "tests" / "parity"
+TESTS = [ROOT / "tests" / "parity", ROOT / "tests" / "unit"]
 
 
 def load() -> None:
-    """Make ``import realtoon`` find this checkout, and the modules of tests/parity importable.
+    """Make ``import realtoon`` find this checkout, and the modules beside its tests importable.
 
     The root itself must stay off sys.path: its ``nodes`` would hide ComfyUI's.
     """
     _load_file("realtoon", ROOT / "__init__.py", [str(ROOT)])
-    if str(PARITY) not in sys.path:
-        sys.path.append(str(PARITY))
+    sys.path.extend(str(folder) for folder in TESTS if str(folder) not in sys.path)
 
 
 def _load_file(name: str, path: Path, search: list[str]) -> ModuleType:

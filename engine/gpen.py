@@ -28,8 +28,8 @@ STYLE_DIM = 512
 MLP_LAYERS = 8
 DEMODULATION_EPS = 1e-8
 
-_SHARED_PX = 64
-"""Up to this size a level's kernel outweighs its pixels."""
+_SHARED_PX = 32
+"""Up to this size a level's kernel outweighs its pixels by far."""
 _GAIN = math.sqrt(2.0)
 _TAPS = (0.125, 0.375, 0.375, 0.125)
 _ROWS_BYTES = 8 << 20
@@ -84,13 +84,17 @@ def _nothing() -> None:
 
 # Every parameter lies in a module without children: memory managers move such modules whole.
 class _Kernel(nn.Module):
-    """A modulated convolution's weight (O,I,k,k), and (O,I) the sum of its taps' squares."""
+    """A modulated 3x3 convolution's weight, and (O,I) the sum of its taps' squares.
+
+    weight: (O,I,3,3), or (I,O,3,3) of one that doubles the size: as the convolution reads it.
+    """
 
     squares: Tensor
 
-    def __init__(self, out_channels: int, in_channels: int, side: int) -> None:
+    def __init__(self, out_channels: int, in_channels: int, up: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, side, side))
+        ends = (in_channels, out_channels) if up else (out_channels, in_channels)
+        self.weight = nn.Parameter(torch.empty(*ends, 3, 3))
         self.register_buffer("squares", torch.empty(out_channels, in_channels), persistent=False)
 
 
@@ -104,10 +108,11 @@ class _Joint(nn.Module):
 
 
 class _Styled(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, up: bool = False) -> None:
         super().__init__()
+        self.up = up
         self.modulation = nn.Linear(STYLE_DIM, in_channels)
-        self.kernel = _Kernel(out_channels, in_channels, 3)
+        self.kernel = _Kernel(out_channels, in_channels, up)
         self.joint = _Joint(out_channels)
 
 
@@ -140,7 +145,7 @@ class GPEN(nn.Module):
         self.styled = nn.ModuleList([_Styled(c[0], c[0])])
         self.rgbs = nn.ModuleList([_ToRGB(2 * c[0])])
         for n in range(1, len(c)):
-            self.styled.extend([_Styled(2 * c[n - 1], c[n]), _Styled(2 * c[n], c[n])])
+            self.styled.extend([_Styled(2 * c[n - 1], c[n], up=True), _Styled(2 * c[n], c[n])])
             self.rgbs.append(_ToRGB(2 * c[n]))
 
     @classmethod
@@ -164,7 +169,8 @@ class GPEN(nn.Module):
         for layer in net.styled:
             assert isinstance(layer, _Styled)
             kernel = layer.kernel
-            kernel.squares = kernel.weight.detach().square().sum((2, 3))
+            squares = kernel.weight.detach().square().sum((2, 3))
+            kernel.squares = squares.T.contiguous() if layer.up else squares
             kernel.to(memory_format=_CL)
             kernel.weight.data = kernel.weight.data.to(dtype)
         net.encoder.to(dtype).to(memory_format=_CL)
@@ -255,19 +261,17 @@ class GPEN(nn.Module):
     def _level(
         self, n: int, x: Tensor, picture: Tensor, style: Tensor, feature: Tensor
     ) -> tuple[Tensor, Tensor]:
-        x = self._join(2 * n - 1, x, style, feature, up=True)
+        x = self._join(2 * n - 1, x, style, feature)
         x = self._join(2 * n, x, style, feature)
         return x, self._picture(n, x, style, picture)
 
-    def _join(
-        self, index: int, x: Tensor, style: Tensor, feature: Tensor, up: bool = False
-    ) -> Tensor:
+    def _join(self, index: int, x: Tensor, style: Tensor, feature: Tensor) -> Tensor:
         """A modulated convolution, then the encoder's features beside it, both activated."""
         layer = self.styled[index]
         assert isinstance(layer, _Styled)
         batch, channels, height, width = feature.shape
         bias = layer.joint.bias.to(feature.dtype)
-        run = _modulated_up if up else _modulated
+        run = _modulated_up if layer.up else _modulated
         drawn = run(x, layer, style, bias[:channels])
         room = feature.new_empty(batch, height, width, 2 * channels).permute(0, 3, 1, 2)
         room[:, :channels] = drawn
@@ -322,8 +326,9 @@ def _shares(x: Tensor, kernel: Tensor) -> bool:
 
 
 def _own_kernel(layer: _Styled, scale: Tensor, gain: Tensor) -> Tensor:
-    """The kernel (O,I,3,3) of a single face."""
-    factors = (gain[0][:, None] * scale[0][None])[:, :, None, None]
+    """The kernel of a single face, laid out as the shared one."""
+    factors = gain[0][:, None] * scale[0][None]
+    factors = (factors.T if layer.up else factors)[:, :, None, None]
     return (layer.kernel.weight * factors).to(layer.kernel.weight.dtype)
 
 
@@ -345,15 +350,15 @@ def _modulated(x: Tensor, layer: _Styled, style: Tensor, bias: Tensor) -> Tensor
 def _modulated_up(x: Tensor, layer: _Styled, style: Tensor, bias: Tensor) -> Tensor:
     """3x3 at twice the size, blurred and activated."""
     kernel = layer.kernel.weight
+    channels = kernel.shape[1]
     scale, gain = _gains(layer, style)
-    blur = _blur_kernel(len(kernel), x, gain=4.0)
+    blur = _blur_kernel(channels, x, gain=4.0)
     if not _shares(x, kernel):
-        own = _own_kernel(layer, scale, gain).transpose(0, 1)
-        y = F.conv_transpose2d(x, own, stride=2)
-        return convolve(y, blur, bias, groups=len(kernel))
+        y = F.conv_transpose2d(x, _own_kernel(layer, scale, gain), stride=2)
+        return convolve(y, blur, bias, groups=channels)
     x = x * scale.to(x.dtype)[:, :, None, None]
-    y = F.conv_transpose2d(x, kernel.transpose(0, 1), stride=2)
-    return _finish(F.conv2d(y, blur, padding=1, groups=len(kernel)), gain, bias)
+    y = F.conv_transpose2d(x, kernel, stride=2)
+    return _finish(F.conv2d(y, blur, padding=1, groups=channels), gain, bias)
 
 
 def _blur_kernel(channels: int, like: Tensor, gain: float = 1.0) -> Tensor:
@@ -422,4 +427,6 @@ def _fold(name: str, tensor: Tensor) -> tuple[str, Tensor]:
     activated = part.startswith(("style.", "encoder.")) or part == "squeeze"
     if activated or part.endswith(".joint"):
         factor *= _GAIN
-    return own, tensor * factor if factor != 1.0 else tensor.clone()
+    tensor = tensor * factor if factor != 1.0 else tensor.clone()
+    doubling = re.fullmatch(r"styled\.\d*[13579]\.kernel\.weight", own)
+    return own, tensor.transpose(0, 1) if doubling else tensor

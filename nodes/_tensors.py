@@ -104,7 +104,8 @@ class Pictures:
         colours = 1 if rows_hwc.shape[-1] < 3 else 3
         rgb = rows_hwc[..., :colours].permute(2, 0, 1).float()
         alpha = self._alpha_rows(index, first, end)
-        low, high = (float(x) for x in torch.aminmax(rgb))
+        # Of the rows as they lie in memory: of a permuted view it would take a copy of them.
+        low, high = (float(x) for x in torch.aminmax(rows_hwc[..., :colours]))
         # aminmax hands NaN through, and a comparison with NaN is False.
         if low >= 0 and high <= 1 and alpha is None:
             return rgb.expand(3, -1, -1)
