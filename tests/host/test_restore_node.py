@@ -142,6 +142,29 @@ def test_a_replaced_file_is_picked_up(comfy, portrait) -> None:
     assert (pixels(first) != pixels(second)).any()
 
 
+def test_an_onnx_model_is_run_kept_and_let_go(comfy, portrait) -> None:
+    pytest.importorskip("onnxruntime", reason="no onnxruntime (pip install onnxruntime)")
+    from test_weights_gpen_onnx import model as negative
+
+    folder = comfy.server.base / "models" / "gpen"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "negative.onnx").write_bytes(negative())
+    name = comfy.upload(portrait)
+    [out], [face], _, report = run(comfy, name, "negative.onnx")
+    assert "onnxruntime" in report and "faces: 1" in report
+    # The face as its own negative: this model only turns the sign.
+    assert (pixels(out)[115, 225] + pixels(portrait)[115, 225]).max() <= 258
+    assert face.size == (256, 256)
+    *_, report = run(comfy, name, "negative.onnx", strength=0.5)
+    assert "kept from before" in report
+    for _ in range(4):
+        free(comfy)
+        *_, report = run(comfy, name, "negative.onnx", strength=0.6)
+        if "kept from before" not in report:
+            return
+    raise AssertionError("what an ONNX model made is kept after /free")
+
+
 def test_where_the_mask_is_texture_stays(comfy, model: str, portrait) -> None:
     keep = portrait.convert("RGBA")
     # LoadImage gives transparency as the mask.
