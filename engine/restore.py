@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor
 
+from .blur import gaussian_blur
 from .faces.align import gpen_template, invert, similarity, warp
 from .faces.detect import Face
 from .faces.patch import Area, Patch, bands, slices
@@ -25,7 +26,7 @@ MASK_SIGMA_SHARE = 4 * math.sqrt(2) / 512
 """Softness of its edge: the published two Gaussian blurs of 4 px, in one."""
 DETAIL_SIGMA_SHARE = 3 / 512
 """What counts as skin detail: changes finer than this."""
-_DETAIL_REACH = 4
+_BLUR_REACH = 3
 _ENERGY_FLOOR = 1e-6
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -139,16 +140,7 @@ def _energy(fine: Tensor, sigma: float) -> Tensor:
 
 
 def _blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur; the border repeats."""
-    radius = min(math.ceil(_DETAIL_REACH * sigma), x.shape[-1] - 1)
-    offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float32)
-    taps = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    taps = (taps / taps.sum()).to(x.dtype)
-    batch, channels, height, width = x.shape
-    planes = x.reshape(batch * channels, 1, height, width)
-    planes = F.conv2d(F.pad(planes, (0, 0, radius, radius), "replicate"), taps.view(1, 1, -1, 1))
-    planes = F.conv2d(F.pad(planes, (radius, radius, 0, 0), "replicate"), taps.view(1, 1, 1, -1))
-    return planes.reshape(x.shape)
+    return gaussian_blur(x, sigma, math.ceil(_BLUR_REACH * sigma))
 
 
 @dataclass(frozen=True, eq=False)

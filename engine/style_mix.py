@@ -1,8 +1,9 @@
 """How much of a style reaches the picture, and how hard its lines are."""
 
 import torch
-import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor
+
+from .blur import gaussian_blur
 
 LINE_SIGMA_PX = 3.0
 """Half-width of what counts as a line: finer changes are the style's high band."""
@@ -30,7 +31,7 @@ def mix(
         return source
     if crispness != 1.0:
         difference = drawn - source
-        low = _blur(difference)
+        low = gaussian_blur(difference, LINE_SIGMA_PX, LINE_RADIUS_PX)
         drawn = torch.add(low, difference.sub_(low), alpha=crispness).add_(source).clamp_(0.0, 1.0)
     mixed = drawn if strength == 1.0 else torch.lerp(source, drawn, strength)
     if mask is None:
@@ -38,16 +39,3 @@ def mix(
     # Chosen where the mask is all or nothing, so that rounding does not touch what is left alone.
     blended = torch.lerp(source, mixed, mask)
     return torch.where(mask <= 0.0, source, torch.where(mask >= 1.0, mixed, blended))
-
-
-def _blur(x: Tensor) -> Tensor:
-    """Gaussian blur of ``LINE_SIGMA_PX``; the border repeats."""
-    radius = LINE_RADIUS_PX
-    offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float32)
-    taps = torch.exp(-0.5 * (offsets / LINE_SIGMA_PX) ** 2)
-    taps = (taps / taps.sum()).to(x.dtype)
-    batch, channels, height, width = x.shape
-    planes = x.reshape(batch * channels, 1, height, width)
-    padded = F.pad(planes, (radius, radius, radius, radius), mode="replicate")
-    tall = F.conv2d(padded, taps.view(1, 1, -1, 1))
-    return F.conv2d(tall, taps.view(1, 1, 1, -1)).reshape(x.shape)
