@@ -20,9 +20,10 @@ import torch
 
 from . import files
 from .errors import WeightsError
+from .mapped_file import MappedFile
 
-# The largest network read here has 201 tensors and a header of 25 kB.
 LIMIT_HEADER_BYTES = files.MIB
+"""Of the small networks the largest has 201 tensors and a header of 25 kB."""
 MAX_RANK = 8
 
 _SIZES = {
@@ -33,9 +34,21 @@ _TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 _NAMES = {dtype: name for name, dtype in _TORCH.items()}
 
 
-def scan(path: Path, limit_bytes: int) -> files.Contents:
+def size_of(stored: files.Stored) -> int:
+    """Bytes that a tensor described by `scan` takes, on disk as in memory."""
+    count = _SIZES[stored.dtype]
+    for size in stored.shape:
+        count *= size
+    return count
+
+
+def scan(
+    path: Path, limit_bytes: int, *, header_bytes: int = LIMIT_HEADER_BYTES, mapped: bool = False
+) -> files.Contents:
     """Describe a safetensors file; no tensor is read.
 
+    header_bytes: the largest header taken.
+    mapped: tensors of any dtype are views of the file (see MappedFile), not float copies.
     Raises: WeightsError for a broken header, tensors that overlap, leave gaps, or do not end where
     the file ends.
     """
@@ -43,21 +56,26 @@ def scan(path: Path, limit_bytes: int) -> files.Contents:
     if size < 8:
         _refuse(path, "a header of 8 bytes or more", f"a file of {size} bytes")
     length = int.from_bytes(files.read_at(path, 0, 8), "little")
-    if length > min(size - 8, LIMIT_HEADER_BYTES):
+    if length > min(size - 8, header_bytes):
         _refuse(
             path,
-            f"a header of at most {min(size - 8, LIMIT_HEADER_BYTES):,} bytes",
+            f"a header of at most {min(size - 8, header_bytes):,} bytes",
             f"one that claims {length:,} (a truncated file, or not safetensors)",
         )
-    header = _header(path, files.read_at(path, 8, length))
+    header = json_object(path, files.read_at(path, 8, length))
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         _refuse(path, "metadata of names and texts", "something else")
     spans = {name: _entry(path, name, entry) for name, entry in header.items()}
     _check_layout(path, {name: span for name, (_, _, span) in spans.items()}, size - 8 - length)
     tensors: dict[str, files.Stored] = {}
-    for name, (dtype, shape, (begin, end)) in spans.items():
-        load = _loader(path, name, dtype, shape, (8 + length + begin, end - begin))
+    mapping = MappedFile(path, size) if mapped else None
+    for name, (dtype, shape, (begin, end)) in sorted(spans.items(), key=lambda item: item[1][2]):
+        span = (8 + length + begin, end - begin)
+        if mapping is None:
+            load = _loader(path, name, dtype, shape, span)
+        else:
+            load = mapping.loader(name, dtype, shape, span)
         tensors[name] = files.Stored(dtype, shape, load)
     return files.Contents(tensors, metadata, "a safetensors file")
 
@@ -118,7 +136,12 @@ def replace_with(path: Path, parts: Iterable[bytes]) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
-def _header(path: Path, data: bytes) -> dict[str, Any]:
+def json_object(path: Path, data: bytes, what: str = "a header") -> dict[str, Any]:
+    """Parse JSON that must be an object without a name twice, NaN or infinity.
+
+    what: how an error calls it. Raises: WeightsError.
+    """
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
@@ -129,15 +152,15 @@ def _header(path: Path, data: bytes) -> dict[str, Any]:
         raise ValueError(f"{text} stands in it")
 
     try:
-        header = json.loads(
+        found = json.loads(
             data.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant
         )
     except (ValueError, RecursionError) as error:
         reason = "it nests too deep" if isinstance(error, RecursionError) else str(error)
-        _refuse(path, "a header in JSON", f"a broken one ({reason[:120]})")
-    if not isinstance(header, dict):
-        _refuse(path, "a header that lists tensors", f"a JSON {type(header).__name__}")
-    return header
+        _refuse(path, f"{what} in JSON", f"a broken one ({reason[:120]})")
+    if not isinstance(found, dict):
+        _refuse(path, f"{what} that lists names", f"a JSON {type(found).__name__}")
+    return found
 
 
 def _entry(path: Path, name: str, entry: object) -> tuple[str, tuple[int, ...], tuple[int, int]]:
