@@ -6,8 +6,9 @@ from . import _host
 from .dctnet_cartoon import DCTNetCartoon
 from .gpen_restore import GPENRestore
 from .prepare_image import PrepareImage
+from .restore_framing import RestoreFraming
 
-NODES: tuple[type[io.ComfyNode], ...] = (DCTNetCartoon, GPENRestore, PrepareImage)
+NODES: tuple[type[io.ComfyNode], ...] = (DCTNetCartoon, GPENRestore, PrepareImage, RestoreFraming)
 
 
 class RealToon(ComfyExtension):

@@ -13,7 +13,7 @@ import pytest
 from conftest import NONE
 from realtoon.host import paths
 
-NODE_IDS = ("DCTNetCartoon", "GPENRestore", "PrepareImage")
+NODE_IDS = ("DCTNetCartoon", "GPENRestore", "PrepareImage", "RestoreFraming")
 INPUTS = {
     "DCTNetCartoon": {
         "image": ("IMAGE", None),
@@ -45,8 +45,24 @@ INPUTS = {
         "max_side": ("INT", (1024, 0, 16384, 8)),
         "multiple_of": ("COMBO", None),
         "background": ("COMBO", None),
+        "fit": ("COMBO", None),
+        "depth_compensation": ("FLOAT", (0.0, 0.0, 1.0, 0.05)),
+        "denoise": ("FLOAT", (0.0, 0.0, 1.0, 0.05)),
+        "smooth": ("FLOAT", (0.0, 0.0, 1.0, 0.05)),
         "mask": ("MASK", None),
     },
+    "RestoreFraming": {
+        "image": ("IMAGE", None),
+        "framing": ("REALTOON_FRAMING", None),
+        "size": ("COMBO", None),
+    },
+}
+# Those of PrepareImage came later: API workflows from before do not name them.
+OPTIONAL = {
+    "DCTNetCartoon": ["mask"],
+    "GPENRestore": ["mask"],
+    "PrepareImage": ["fit", "depth_compensation", "denoise", "smooth", "mask"],
+    "RestoreFraming": [],
 }
 OUTPUTS = {
     "DCTNetCartoon": (["IMAGE", "MASK", "STRING"], ["image", "face_mask", "report"]),
@@ -55,6 +71,7 @@ OUTPUTS = {
         ["image", "faces", "face_mask", "report"],
     ),
     "PrepareImage": (["IMAGE", "STRING", "REALTOON_FRAMING"], ["image", "report", "framing"]),
+    "RestoreFraming": (["IMAGE", "STRING"], ["image", "report"]),
 }
 
 
@@ -70,7 +87,7 @@ def test_the_schema_is_the_one_that_workflows_rely_on(comfy, node_id: str) -> No
     assert info["display_name"] and info["description"]
     assert (info["output"], info["output_name"]) == OUTPUTS[node_id]
     assert info["output_node"] is False
-    assert list(info["input"].get("optional", {})) == ["mask"]
+    assert list(info["input"].get("optional", {})) == OPTIONAL[node_id]
     found = all_inputs(info)
     assert list(found) == list(INPUTS[node_id])
     for name, (kind, numbers) in INPUTS[node_id].items():
@@ -104,6 +121,8 @@ def test_combos_offer_what_they_should(comfy) -> None:
     assert options("GPENRestore", "precision") == ["auto", "fp32", "mixed"]
     assert options("PrepareImage", "multiple_of") == [1, 8, 16, 32]
     assert options("PrepareImage", "background") == ["white", "black", "grey"]
+    assert options("PrepareImage", "fit") == ["pad", "crop"]
+    assert options("RestoreFraming", "size") == ["prepared", "original"]
     # A style that was put there while the host runs is there after a refresh.
     graphs.put_style(comfy, "just arrived")
     assert "just arrived" in options("DCTNetCartoon", "style")

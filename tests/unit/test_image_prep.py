@@ -1,6 +1,7 @@
 """Sizes, the Lanczos filter against Pillow's, padding and its undoing."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from realtoon.engine import image_prep
 from realtoon.engine.image_prep import (
+    Filters,
     Framing,
     FramingError,
     count_bands,
@@ -19,6 +21,8 @@ from realtoon.engine.image_prep import (
     resize,
     restore_framing,
 )
+from realtoon.engine.row_filters import RowFilter
+from torch.nn import functional
 
 SIDES = st.integers(1, 9000)
 SMALL_SIDES = st.integers(1, 90)
@@ -267,5 +271,166 @@ class TestFrame:
 
     def test_restoring_another_size_is_refused(self) -> None:
         framing = plan_framing((30, 30), 0, 16)
-        with pytest.raises(FramingError, match="64×64: expected 32×32"):
-            restore_framing(noise(1, 3, 64, 64), framing)
+        with pytest.raises(FramingError, match="64×48: expected 32×32"):
+            restore_framing(noise(1, 3, 48, 64), framing)
+
+
+class TestCrop:
+    @given(SIDES, SIDES, st.integers(0, 4096), st.sampled_from(image_prep.MULTIPLES))
+    def test_sizes(self, height: int, width: int, max_side: int, multiple: int) -> None:
+        framing = plan_framing((height, width), max_side, multiple, "crop")
+        padded = plan_framing((height, width), max_side, multiple)
+        assert framing.scaled_hw == padded.scaled_hw
+        sides = zip(framing.scaled_hw, framing.padded_hw, padded.padded_hw, strict=True)
+        for axis, (side, out, up) in enumerate(sides):
+            if side < multiple:
+                assert (out, framing.offset_yx[axis]) == (up, padded.offset_yx[axis])
+                continue
+            assert out == side - side % multiple > 0
+            assert framing.shown_hw[axis] == out
+            before = framing.shown_yx[axis]
+            assert 0 <= side - out - 2 * before <= 1
+
+    def test_takes_the_middle(self) -> None:
+        image = noise(1, 3, 37, 50)
+        framing = plan_framing((37, 50), 0, 16, "crop")
+        assert torch.equal(frame(image, framing), image[..., 2:34, 1:49])
+        assert describe_framing(framing) == "kept at 50×37; cut to 48×32"
+
+    def test_a_side_below_one_multiple_is_padded(self) -> None:
+        image = noise(1, 3, 5, 50)
+        framing = plan_framing((5, 50), 0, 16, "crop")
+        assert framing.padded_hw == (16, 48)
+        made = frame(image, framing)
+        assert torch.equal(made[..., 5:10, :], image[..., 1:49])
+        assert torch.equal(made[..., 0, :], made[..., 5, :])
+        assert torch.equal(restore_framing(made, framing), image[..., 1:49])
+        assert describe_framing(framing) == "kept at 50×5; cut to 48×5; padded to 48×16"
+
+    @settings(deadline=None, max_examples=40)
+    @given(SMALL_SIDES, SMALL_SIDES, st.sampled_from(image_prep.MULTIPLES), st.integers(0, 60))
+    def test_is_the_middle_of_the_scaled_picture(
+        self, height: int, width: int, multiple: int, max_side: int
+    ) -> None:
+        image = noise(1, 3, height, width)
+        framing = plan_framing((height, width), max_side, multiple, "crop")
+        scaled = resize(image, framing.scaled_hw) if framing.is_scaled else image
+        (top, left), (rows, columns) = framing.shown_yx, framing.shown_hw
+        back = restore_framing(frame(image, framing), framing)
+        assert torch.equal(back, scaled[..., top : top + rows, left : left + columns])
+
+    def test_nonsense_is_refused_by_name(self) -> None:
+        with pytest.raises(ValueError, match="fit is 'squash'"):
+            plan_framing((5, 5), 0, 8, "squash")
+
+
+class TestRestoreScaled:
+    """A picture that another node scaled before its padding is cut off."""
+
+    @settings(deadline=None, max_examples=60)
+    @given(SMALL_SIDES, SMALL_SIDES, st.integers(1, 5), st.sampled_from(image_prep.FITS))
+    def test_a_whole_factor_is_exact(self, height: int, width: int, factor: int, fit: str) -> None:
+        framing = plan_framing((height, width), 0, 16, fit)
+        framed = frame(noise(1, 3, height, width), framing)
+        larger = framed.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+        expected = restore_framing(framed, framing)
+        expected = expected.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+        assert torch.equal(restore_framing(larger, framing), expected)
+
+    @settings(deadline=None)
+    @given(
+        st.integers(1, 2000),
+        st.integers(1, 2000),
+        st.floats(0.3, 4.0),
+        st.sampled_from([math.floor, math.ceil, round]),
+    )
+    def test_any_factor_is_cut_in_proportion(
+        self, height: int, width: int, factor: float, rounding: Callable[[float], int]
+    ) -> None:
+        framing = plan_framing((height, width), 0, 16)
+        scaled = [rounding(side * factor) for side in framing.padded_hw]
+        back = restore_framing(torch.empty(1, 1, *scaled, device="meta"), framing)
+        for side, shown in zip(back.shape[-2:], framing.shown_hw, strict=True):
+            # Both ends are rounded, and the picture's own side was.
+            assert abs(side - shown * factor) <= 2
+            assert side >= 1
+
+    @pytest.mark.parametrize("hw", [(16, 17), (17, 16), (32, 48), (16, 24), (1, 16)])
+    def test_other_proportions_are_refused(self, hw: tuple[int, int]) -> None:
+        framing = plan_framing((10, 12), 0, 16)
+        with pytest.raises(FramingError, match="Next step"):
+            restore_framing(noise(1, 3, *hw), framing)
+
+    @pytest.mark.parametrize(
+        ("hw", "max_side", "fit", "expected"),
+        [
+            ((1024, 1536), 1024, "pad", (1024, 1536)),
+            ((481, 640), 0, "pad", (481, 640)),
+            ((481, 640), 0, "crop", (480, 640)),
+            ((1024, 1536), 1024, "crop", (1008, 1536)),
+            ((4001, 3), 100, "pad", (4001, 3)),
+        ],
+    )
+    def test_original_size(
+        self, hw: tuple[int, int], max_side: int, fit: str, expected: tuple[int, int]
+    ) -> None:
+        assert plan_framing(hw, max_side, 16, fit).original_hw == expected
+
+
+def smallest_of_nine() -> RowFilter:
+    """Looks one pixel around; exact, so that every difference is a wrong neighbour."""
+    return RowFilter(
+        2, 8, lambda tile: -functional.max_pool2d(-tile[None, :, 1:-1, 1:-1], 3, 1)[0], 2
+    )
+
+
+class TestFilters:
+    @settings(deadline=None, max_examples=60)
+    @given(SMALL_SIDES, SMALL_SIDES, st.integers(0, 60), st.sampled_from(image_prep.FITS))
+    def test_stand_before_and_after_scaling(
+        self, height: int, width: int, max_side: int, fit: str
+    ) -> None:
+        image = noise(2, 3, height, width)
+
+        def filtered(image_bchw: torch.Tensor) -> torch.Tensor:
+            ringed = functional.pad(image_bchw, (1, 1, 1, 1), mode="replicate")
+            return -functional.max_pool2d(-ringed, 3, 1)
+
+        framing = plan_framing((height, width), max_side, 16, fit)
+        made = frame(image, framing, filters=Filters((smallest_of_nine(),), (smallest_of_nine(),)))
+        scaled = filtered(image)
+        scaled = filtered(resize(scaled, framing.scaled_hw) if framing.is_scaled else scaled)
+        expected = frame(scaled, framing_of_scaled(framing))
+        assert (made - expected).abs().max() <= 1e-6
+
+    def test_rows_are_still_asked_for_once(self) -> None:
+        framing, asked = plan_framing((300, 40), 120, 1), []
+
+        def read(first: int, end: int) -> torch.Tensor:
+            asked.extend(range(first, end))
+            return torch.zeros(3, end - first, 40)
+
+        both = Filters((smallest_of_nine(),), (smallest_of_nine(),))
+        frame_rows(read, framing, torch.empty(3, *framing.padded_hw), filters=both)
+        assert asked == list(range(300))
+
+    def test_their_check_stops_the_work_and_adds_up(self) -> None:
+        shares: list[float] = []
+        both = Filters((smallest_of_nine(),), (smallest_of_nine(),))
+        framing = plan_framing((90, 70), 45, 16)
+        frame(noise(1, 3, 90, 70), framing, filters=both, filter_check=shares.append)
+        assert len(shares) > 20
+        assert sum(shares) == pytest.approx(2)
+
+        class StopError(Exception):
+            pass
+
+        def stop(_share: float) -> None:
+            raise StopError
+
+        with pytest.raises(StopError):
+            frame(noise(1, 3, 90, 70), framing, filters=both, filter_check=stop)
+
+
+def framing_of_scaled(framing: Framing) -> Framing:
+    return Framing(framing.scaled_hw, framing.scaled_hw, framing.padded_hw, framing.offset_yx)

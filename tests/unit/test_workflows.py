@@ -10,11 +10,11 @@ from realtoon.weights_loader import catalog
 
 # The thumbnail is shown as a small square.
 THUMBNAIL_BYTES = 120_000
-OURS = ("DCTNetCartoon", "GPENRestore", "PrepareImage")
+OURS = ("DCTNetCartoon", "GPENRestore", "PrepareImage", "RestoreFraming")
 DEFAULTS = {
     "DCTNetCartoon": ["cel (built-in)", 0.75, 1, True, 10, 40, 0],
     "GPENRestore": ["GPEN-BFR-512.pth", 1, 1, 0, "largest", 20, "faces", 512, 64, "auto"],
-    "PrepareImage": [1024, 1, "white"],
+    "PrepareImage": [1024, 1, "white", "pad", 0, 0, 0],
 }
 # Names that the browser's own list of a node's inputs does not give a wire type.
 ANY = "*"
@@ -166,7 +166,7 @@ def test_defaults_are_the_nodes_own(name, workflow):
     wanted = dict(DEFAULTS)
     if name == "restore_portrait":
         # Nothing is gained by making a photo smaller before its faces are restored.
-        wanted["PrepareImage"] = [0, 1, "white"]
+        wanted["PrepareImage"] = [0, *DEFAULTS["PrepareImage"][1:]]
     for node in workflow["nodes"]:
         if node["type"] in wanted:
             assert node["widgets_values"] == wanted[node["type"]]
