@@ -41,9 +41,12 @@ def parser(clone: Path, tensors: Mapping[str, Tensor]) -> nn.Module:
 
 
 def commit(clone: Path) -> str:
-    """What is checked out there."""
+    """What is checked out there; "unknown" for an unpacked archive, or where git is not."""
     line = ["git", "-C", str(clone), "rev-parse", "HEAD"]
-    return subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        return subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def _module(folder: Path, name: str) -> ModuleType:
