@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor
 
+from .blur import blur_inside, gaussian_taps
 from .row_filters import RowFilter
 
 TILE_PX = 384
@@ -139,26 +140,9 @@ def _radius(sigma: float, passes: int = 0) -> int:
     return min(radius, (HALO_PX - math.ceil(3 * CALM * sigma)) // passes) if passes else radius
 
 
-def _taps(sigma: float, radius: int) -> Tensor:
-    place = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    taps = torch.exp(-0.5 * (place / sigma) ** 2)
-    return (taps / taps.sum()).float()
-
-
 def _blur(x: Tensor, sigma: float, radius: int | None = None) -> Tensor:
     """Gaussian blur without padding: (C,h,w) -> (C,h - 2r,w - 2r)."""
-    taps = _taps(sigma, _radius(sigma) if radius is None else radius).tolist()
-    return _weighted(_weighted(x, taps, 1), taps, 2)
-
-
-def _weighted(x: Tensor, taps: list[float], dim: int) -> Tensor:
-    """Sum of shifted copies: a convolution of one channel takes ten times as long."""
-    length, radius = x.shape[dim] - len(taps) + 1, len(taps) // 2
-    out = x.narrow(dim, radius, length) * taps[radius]
-    for tap in range(radius):
-        both = x.narrow(dim, tap, length) + x.narrow(dim, len(taps) - 1 - tap, length)
-        out.add_(both, alpha=taps[tap])
-    return out
+    return blur_inside(x, gaussian_taps(sigma, _radius(sigma) if radius is None else radius))
 
 
 def _gradient(x: Tensor) -> Tensor:
@@ -176,7 +160,7 @@ def _diagonal(x: Tensor) -> Tensor:
 
 def _gradient_noise(sigma: float) -> float:
     """What _gradient gives for white noise of variance 1 after _blur."""
-    taps = _taps(sigma, _radius(sigma))
+    taps = torch.tensor(gaussian_taps(sigma, _radius(sigma)))
     spread = F.pad(taps, (2, 0)) - F.pad(taps, (0, 2))
     return 0.5 * float(spread.square().sum() * taps.square().sum())
 

@@ -100,10 +100,16 @@ def attach(
 def _replacement(plain: object, name: str, table: ModulationTable) -> TableModulation:
     parts = list(plain) if isinstance(plain, nn.Sequential) else []
     linear = parts[-1] if len(parts) == 2 else None
-    if not isinstance(linear, nn.Linear) or not isinstance(parts[0], nn.SiLU):
+    # Not by nn.Linear alone: the host's layers for quantised weights are Linears of their own.
+    inner, outer = (getattr(linear, size, None) for size in ("in_features", "out_features"))
+    if (
+        not isinstance(inner, int)
+        or not isinstance(outer, int)
+        or not isinstance(parts[0], nn.SiLU)
+    ):
         raise ValueError(f"{name}: expected SiLU and Linear, got {plain}")
-    layer = TableLinear(table, f"{name}.1", linear.in_features, linear.out_features)
-    expected = {"weight": (linear.out_features, linear.in_features), "bias": (linear.out_features,)}
+    layer = TableLinear(table, f"{name}.1", inner, outer)
+    expected = {"weight": (outer, inner), "bias": (outer,)}
     for part, shape in expected.items():
         got = tuple(table.provider(f"{layer.name}.{part}").shape)
         if got != shape:
