@@ -6,9 +6,16 @@ from . import _host
 from .dctnet_cartoon import DCTNetCartoon
 from .gpen_restore import GPENRestore
 from .prepare_image import PrepareImage
+from .qwen_edit_loader import QwenEditLoader
 from .restore_framing import RestoreFraming
 
-NODES: tuple[type[io.ComfyNode], ...] = (DCTNetCartoon, GPENRestore, PrepareImage, RestoreFraming)
+NODES: tuple[type[io.ComfyNode], ...] = (
+    DCTNetCartoon,
+    GPENRestore,
+    PrepareImage,
+    QwenEditLoader,
+    RestoreFraming,
+)
 
 
 class RealToon(ComfyExtension):

@@ -13,7 +13,7 @@ import pytest
 from conftest import NONE
 from realtoon.host import paths
 
-NODE_IDS = ("DCTNetCartoon", "GPENRestore", "PrepareImage", "RestoreFraming")
+NODE_IDS = ("DCTNetCartoon", "GPENRestore", "PrepareImage", "QwenEditLoader", "RestoreFraming")
 INPUTS = {
     "DCTNetCartoon": {
         "image": ("IMAGE", None),
@@ -51,6 +51,13 @@ INPUTS = {
         "smooth": ("FLOAT", (0.0, 0.0, 1.0, 0.05)),
         "mask": ("MASK", None),
     },
+    "QwenEditLoader": {
+        "base": ("COMBO", None),
+        "text_encoder": ("COMBO", None),
+        "vae": ("COMBO", None),
+        "modulation": ("COMBO", None),
+        "attention": ("COMBO", None),
+    },
     "RestoreFraming": {
         "image": ("IMAGE", None),
         "framing": ("REALTOON_FRAMING", None),
@@ -62,6 +69,7 @@ OPTIONAL = {
     "DCTNetCartoon": ["mask"],
     "GPENRestore": ["mask"],
     "PrepareImage": ["fit", "depth_compensation", "denoise", "smooth", "mask"],
+    "QwenEditLoader": [],
     "RestoreFraming": [],
 }
 OUTPUTS = {
@@ -71,6 +79,7 @@ OUTPUTS = {
         ["image", "faces", "face_mask", "report"],
     ),
     "PrepareImage": (["IMAGE", "STRING", "REALTOON_FRAMING"], ["image", "report", "framing"]),
+    "QwenEditLoader": (["MODEL", "CLIP", "VAE", "STRING"], ["model", "clip", "vae", "report"]),
     "RestoreFraming": (["IMAGE", "STRING"], ["image", "report"]),
 }
 
@@ -122,6 +131,10 @@ def test_combos_offer_what_they_should(comfy) -> None:
     assert options("PrepareImage", "multiple_of") == [1, 8, 16, 32]
     assert options("PrepareImage", "background") == ["white", "black", "grey"]
     assert options("PrepareImage", "fit") == ["pad", "crop"]
+    assert options("QwenEditLoader", "text_encoder")[0] == "from the folder"
+    assert options("QwenEditLoader", "vae")[0] == "from the folder"
+    assert options("QwenEditLoader", "modulation") == ["table", "weights"]
+    assert options("QwenEditLoader", "attention")[:2] == ["auto", "pytorch"]
     assert options("RestoreFraming", "size") == ["prepared", "original"]
     # A style that was put there while the host runs is there after a refresh.
     graphs.put_style(comfy, "just arrived")

@@ -1,0 +1,276 @@
+"""QwenEditLoader in a ComfyUI's own process, on tiny weights in every layout.
+
+    python tests/host/qwen_loader_cases.py COMFYUI BASE
+
+BASE is an empty folder for the host. The last line of standard output is JSON: case -> what it
+found; differences are the largest ones between two results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import logging
+import os
+import sys
+import weakref
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent.parent
+FOLDER = "from the folder"
+OFFICIAL = "Qwen/tiny/"
+FILES = {"text_encoder": "text.safetensors", "vae": "vae.safetensors"}
+SCHEMES = ("scaled_fp8", "comfy_quant", "metadata")
+
+
+def main() -> None:
+    comfyui, base = map(Path, sys.argv[1:])
+    sys.path[:0] = [str(comfyui), str(TESTS), str(TESTS / "unit")]
+    os.chdir(comfyui)
+    sys.argv = ["main.py", "--cpu", "--base-directory", str(base)]
+    importlib.import_module("comfy.options").enable_args_parsing()
+    importlib.import_module("conftest")
+    import torch
+
+    torch.set_num_threads(1)
+    importlib.import_module("realtoon.nodes._host").register_folders()
+    found: dict[str, object] = {"knows 2511": loading().knows_2511()}
+    write_models(base / "models", "2511" if found["knows 2511"] else "2509")
+    small_vision()
+    # The host runs its nodes so; what other threads' hooks print stays off the last line.
+    with torch.inference_mode(), contextlib.redirect_stdout(sys.stderr):
+        for case in CASES:
+            found[case.__name__] = case()
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+def loading():
+    return importlib.import_module("realtoon.nodes._qwen")
+
+
+def write_models(models: Path, edition: str) -> None:
+    """Tiny models as an official folder, repacked in bf16, and in each fp8 layout."""
+    qw = importlib.import_module("qwen_weights")
+    qwen_image = importlib.import_module("realtoon.weights_loader.qwen_image")
+    official = qw.write_official(models / "diffusers" / OFFICIAL, edition=edition)
+    qw.write_official(models / "diffusers/new", edition="2511")
+    qw.write_official(models / "diffusers/torn", edition=edition)
+    next((models / "diffusers/torn/transformer").glob("*-00002-*")).unlink()
+    mark = qw.marked if edition == "2511" else dict
+    dit, text = qw.transformer(), qw.comfy_text(qw.text_encoder())
+    for kind, tensors, folder in (
+        ("dit", dit, "diffusion_models"),
+        ("text", text, "text_encoders"),
+    ):
+        mark_it = mark if kind == "dit" else dict
+        folder = models / folder
+        qw.write_file(folder / f"{kind}.safetensors", mark_it(tensors))
+        qw.write_file(folder / f"{kind} fp8.safetensors", mark_it(qw.fp8(tensors)))
+        for scheme in SCHEMES:
+            scaled, metadata = qw.fp8_scaled(tensors, scheme)
+            qw.write_file(folder / f"{kind} {scheme}.safetensors", mark_it(scaled), metadata)
+    vae = qwen_image.state(qwen_image.describe_vae(official / "vae"))
+    qw.write_file(models / "vae/vae.safetensors", vae)
+    (models / "diffusion_models/other.safetensors").write_bytes(b"no weights")
+
+
+def small_vision() -> None:
+    """The host fixes the sizes of the vision part: its class is given the tiny ones here."""
+    qwen_vl = importlib.import_module("comfy.text_encoders.qwen_vl")
+    real = qwen_vl.Qwen2VLVisionTransformer
+    tiny = {"hidden_size": 32, "intermediate_size": 40, "num_heads": 2, "num_layers": 2}
+    qwen_vl.Qwen2VLVisionTransformer = lambda **kwargs: real(**{**kwargs, **tiny})
+    loading().VISION = (2, 32, 40)
+
+
+def load(base=OFFICIAL, modulation="table", attention="auto", **names):
+    """What the node hands out: model, clip, vae, report."""
+    node = importlib.import_module("realtoon.nodes.qwen_edit_loader").QwenEditLoader
+    if not names:
+        names = dict.fromkeys(FILES, FOLDER) if base.endswith("/") else FILES
+    return node.execute(base=base, modulation=modulation, attention=attention, **names).args
+
+
+def forget() -> None:
+    """Have the next load start from its files."""
+    qwen = loading()
+    qwen._kept.clear()
+    gc.collect()
+    assert len(qwen._alive) == 0, list(qwen._alive)
+
+
+def sample(model):
+    import comfy.sample
+    import torch
+
+    chance = torch.Generator().manual_seed(5)
+    latent = torch.zeros(1, 16, 1, 8, 8)
+    noise = torch.randn(latent.shape, generator=chance)
+    extra = {"reference_latents": [torch.randn(latent.shape, generator=chance)]}
+    conds = [[[torch.randn(1, 7, 48, generator=chance), extra]] for _ in range(2)]
+    result = comfy.sample.sample(
+        model, noise, 3, 4.0, "euler", "simple", conds[0], conds[1], latent, seed=5,
+        disable_pbar=True,
+    )  # fmt: skip
+    assert result.isfinite().all() and result.std() > 0.1
+    return result
+
+
+def encode(clip):
+    """Of tokens that the tiny vocabulary has."""
+    tokens = {"qwen25_7b": [[(number, 1.0) for number in (3, 9, 27, 5)]]}
+    return clip.encode_from_tokens(tokens)
+
+
+def decode(vae):
+    """A picture there and back."""
+    import torch
+
+    picture = torch.rand((1, 32, 32, 3), generator=torch.Generator().manual_seed(4))
+    return vae.decode(vae.encode(picture))
+
+
+def apart(one, other) -> float:
+    return (one.float() - other.float()).abs().max().item()
+
+
+def layouts() -> dict:
+    """Official and repacked, with the table and with the weights."""
+    found, results, reports = {}, {}, {}
+    for base in (OFFICIAL, "dit.safetensors"):
+        for modulation in ("table", "weights"):
+            model, clip, vae, report = load(base, modulation)
+            results[base, modulation] = [sample(model), encode(clip), decode(vae)]
+            found[f"{base} {modulation} bytes"] = model.model_size()
+            reports[f"{base} {modulation}"] = report
+    first, *others = results.values()
+    found["differences"] = [
+        apart(a, b) for each in others for a, b in zip(first, each, strict=True)
+    ]
+    found["reports"] = reports
+    return found
+
+
+def control() -> float:
+    """What the comparison says of other weights: one number of one tensor."""
+    import torch
+
+    model = load("dit.safetensors", "weights")[0]
+    before = sample(model)
+    with torch.no_grad():
+        for name, weight in model.model.diffusion_model.named_parameters():
+            if name == "transformer_blocks.1.attn.to_q.weight":
+                weight[3, 5] += 1
+    after = sample(model)
+    del model
+    forget()
+    return apart(before, after)
+
+
+def quantised() -> dict:
+    """fp8 files, each against the full model, and the table against the weights."""
+    found = {}
+    plain, clip, *_ = load("dit.safetensors")
+    full, text = sample(plain), encode(clip)
+    handler = logging.Handler(logging.WARNING)
+    said = []
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger().addHandler(handler)
+    for scheme in ("fp8", *SCHEMES):
+        files = {**FILES, "text_encoder": f"text {scheme}.safetensors"}
+        tabled, clip, *_ = load(f"dit {scheme}.safetensors", **files)
+        whole = load(f"dit {scheme}.safetensors", "weights", **files)[0]
+        one, other = sample(tabled), sample(whole)
+        found[scheme] = {
+            "from full": apart(full, one) / full.std().item(),
+            "table": apart(one, other) / full.std().item(),
+            "text": apart(text, encode(clip)) / text.std().item(),
+        }
+    logging.getLogger().removeHandler(handler)
+    found["said"] = [each for each in said if "missing" in each or "unexpected" in each]
+    return found
+
+
+def sharing() -> dict:
+    """One model for all who ask; let go when the host unloads it and nobody else has it."""
+    import comfy.model_management as management
+
+    forget()
+    one, other = load(), load()
+    found = {
+        "model": one[0].model is other[0].model and one[0] is not other[0],
+        "clip": one[1].cond_stage_model is other[1].cond_stage_model,
+        "vae": one[2].first_stage_model is other[2].first_stage_model,
+    }
+    sample(one[0])
+    seen = weakref.ref(one[0].model)
+    del one, other
+    gc.collect()
+    again = load()
+    found["kept for the next workflow"] = again[0].model is seen()
+    management.unload_all_models()
+    found["shared after an unload"] = load()[0].model is again[0].model
+    management.unload_all_models()
+    weights = load(modulation="weights")
+    found["another for weights"] = weights[0].model is not again[0].model
+    del again, weights
+    loading()._kept.pop("dit", None)
+    gc.collect()
+    found["let go"] = seen() is None
+    found["runs"] = sample(load()[0]).isfinite().all().item()
+    seen = weakref.ref(loading()._kept["dit"][1].model)
+    management.unload_all_models()
+    gc.collect()
+    found["let go by an unload"] = seen() is None
+    return found
+
+
+def attention() -> dict:
+    names = loading().attentions()
+    auto = sample(load()[0])
+    others = [apart(auto, sample(load(attention=name)[0])) for name in names]
+    options = load()[0].model_options.get("transformer_options", {})
+    return {"names": names, "differences": others, "others untouched": not options}
+
+
+def again() -> dict:
+    """What newer hosts call to make a model anew, on another device for instance."""
+    model, clip, vae, _ = load()
+    if not hasattr(model, "cached_patcher_init"):
+        return {}
+    before = sample(model)
+    found = {}
+    for name, patcher in (("model", model), ("clip", clip.patcher), ("vae", vae.patcher)):
+        build, arguments = patcher.cached_patcher_init
+        new = build(*arguments, disable_dynamic=True)
+        found[name] = new.model is not patcher.model and new.model_size() == patcher.model_size()
+        if name == "model":
+            found["difference"] = apart(before, sample(new))
+    return found
+
+
+def refusals() -> dict:
+    files = importlib.import_module("realtoon.nodes._qwen_files")
+    tried = {
+        "2511": {"base": "new/"},
+        "torn": {"base": "torn/"},
+        "gone": {"base": "gone.safetensors", **FILES},
+        "no text": {"base": "dit.safetensors", "text_encoder": FOLDER, "vae": FILES["vae"]},
+        "attention": {"base": OFFICIAL, "attention": "wishful"},
+    }
+    found = {"offered": sorted(files.bases()), "texts": sorted(files.texts())}
+    for name, arguments in tried.items():
+        try:
+            load(**arguments)
+            found[name] = ""
+        except ValueError as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    return found
+
+
+CASES = (layouts, control, quantised, sharing, attention, again, refusals)
+
+if __name__ == "__main__":
+    main()
