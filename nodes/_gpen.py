@@ -91,7 +91,8 @@ class Generator:
     path: Path
     size: int
     dtype: torch.dtype
-    onnx: bool = False
+    config: reader.GPENConfig | None
+    """None of an ONNX model, which onnxruntime runs."""
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -101,20 +102,20 @@ class Generator:
     @property
     def precision(self) -> str:
         """For the report."""
-        return "onnxruntime" if self.onnx else _NAMES[self.dtype]
+        return "onnxruntime" if self.config is None else _NAMES[self.dtype]
 
     def load(self, faces: int, step: Step) -> restore.Network:
         """Bring it to its device with memory for so many faces at once.
 
         step: called as the network goes on, with the share of a face that it has done.
         """
-        if self.onnx:
+        config = self.config
+        if config is None:
             session = _host.kept_model(
                 self.path, "gpen onnx", lambda: _Session(self.path), kept.clear
             )
             _host.load([session], 0)
             return lambda squares: session.model.restore(squares, lambda: step(1.0))
-        config = reader.config_of(self.path)
         model = self._patcher(self.dtype, config, faces)
 
         def network(squares: Tensor) -> Tensor:
@@ -153,10 +154,11 @@ def open_generator(name: str, precision: str) -> Generator:
         )
     path = files[name]
     if gpen_onnx.is_onnx(path):
-        return Generator(path, gpen_onnx.describe(path)[1], torch.float32, onnx=True)
+        return Generator(path, gpen_onnx.describe(path)[1], torch.float32, None)
     mixed = precision == "mixed" or (precision == "auto" and gpen.gains_by_mixed(_host.device()))
     dtype = gpen.mixed_dtype(_host.device()) if mixed else torch.float32
-    return Generator(path, reader.config_of(path).size, dtype)
+    config = reader.config_of(path)
+    return Generator(path, config.size, dtype, config)
 
 
 @dataclass(eq=False)
@@ -244,9 +246,9 @@ def _drawn(
 
 
 def _at_once(generator: Generator, waiting: int) -> int:
-    if generator.onnx:
+    config, free = generator.config, _host.free_bytes()
+    if config is None:
         return 1
-    config, free = reader.config_of(generator.path), _host.free_bytes()
     count = min(_AT_ONCE, waiting)
     while count > 1 and gpen.working_bytes(config, count, generator.dtype) > free:
         count -= 1

@@ -170,12 +170,19 @@ def _let_go(key: tuple[Any, ...], patcher: comfy.model_patcher.ModelPatcher) -> 
     """Forget a model that the host is unloading. It also detaches what it loads anew: not that."""
     if _kept.get(key) is not patcher:
         return
-    # The host is walking through its list and takes entries of dead models out of it at once: a
-    # model that died here would shorten the list under it. So it lives as long as its entry.
-    for entry in management.current_loaded_models:
-        if entry.model is patcher:
-            entry.realtoon_keeps = patcher
+    outlive_entry(patcher.model, patcher)
     _drop(key)
+
+
+def outlive_entry(model: nn.Module, holder: object) -> None:
+    """Let what holds a model live as long as the model's entry in the host's list.
+
+    The host walks through that list while it unloads and takes entries of dead models out of it at
+    once: a model that died meanwhile would shorten the list under it.
+    """
+    for entry in management.current_loaded_models:
+        if entry.model is not None and entry.model.model is model:
+            entry.realtoon_keeps = holder
 
 
 def _drop(key: tuple[Any, ...]) -> None:

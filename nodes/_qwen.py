@@ -29,6 +29,7 @@ from ..weights_loader import qwen_image
 from ..weights_loader.errors import WeightsError
 from ..weights_loader.qwen_image import DiTConfig, Part, TextConfig
 from . import _modulation
+from ._host import outlive_entry
 
 ATTENTIONS = ("pytorch", "xformers", "flash", "sage")
 VISION = (32, 1280, 3420)
@@ -72,11 +73,7 @@ def _let_go(key: tuple[Any, ...], patcher: comfy.model_patcher.ModelPatcher) -> 
     held = _kept.get(key[0])
     if held is None or held[0] != key:
         return
-    # The host is walking through its list and takes entries of dead models out of it at once: a
-    # model that died here would shorten the list under it. So it lives as long as its entry.
-    for entry in management.current_loaded_models:
-        if entry.model is not None and entry.model.model is patcher.model:
-            entry.realtoon_keeps = held[1]
+    outlive_entry(patcher.model, held[1])
     del _kept[key[0]]
 
 

@@ -5,7 +5,9 @@ tests/host and tests/browser make their fixtures from these.
 
 import asyncio
 import io
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,6 +81,25 @@ class Comfy:
         for picture in found:
             picture.load()
         return found
+
+
+def found_in_process(cases: Path, host: Host, base: Path, limit_s: float) -> dict:
+    """What a script of cases finds in the host's own process: its last line, which is JSON.
+
+    base: an empty folder for the host.
+    """
+    for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
+        (base / name).mkdir()
+    done = subprocess.run(
+        [sys.executable, str(cases), str(host.folder), str(base)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONUTF8": "1"},
+        timeout=limit_s,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What every `convert` does besides reading and writing: refuse a target, compare, say it."""
+"""What every `write` and `convert` does: judge a state, refuse a target, compare, say it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,37 @@ from pathlib import Path
 
 import torch
 
-from .errors import WeightsError
+from .errors import WeightsError, listed
+from .loading import is_finite
+
+
+def checked_state(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype,
+    kind: str,
+    next_step: str,
+) -> dict[str, torch.Tensor]:
+    """A network's tensors as they will be stored in `dtype`, in the order of `shapes`.
+
+    kind: how its names are called, for messages.
+    Raises: WeightsError for wrong names, shapes, or numbers that are not finite in `dtype`.
+    """
+    if set(tensors) != set(shapes):
+        odd = sorted(set(tensors) ^ set(shapes))
+        expected = f"the {len(shapes)} {kind} tensors"
+        raise WeightsError(path, expected, listed(odd, "wrong"), next_step)
+    stored: dict[str, torch.Tensor] = {}
+    for name, shape in shapes.items():
+        got = tuple(tensors[name].shape)
+        if got != shape:
+            raise WeightsError(path, f"{name} of shape {shape}", str(got), next_step)
+        stored[name] = tensors[name].detach().to(dtype)
+        if not is_finite(stored[name]):
+            expected = f"numbers of {name} finite in {dtype}"
+            raise WeightsError(path, expected, "NaN or infinity", next_step)
+    return stored
 
 
 def check_target(target: Path, overwrite: bool) -> None:

@@ -17,7 +17,7 @@ import torch
 from . import conversion, dctnet_layouts, files, frozen_graph, safetensors_file, torch_file
 from .dctnet_layouts import SHAPES, Layout
 from .errors import WeightsError, listed
-from .loading import is_finite, to_float32
+from .loading import to_float32
 from .style_files import StyleFiles, list_styles
 
 __all__ = ["SHAPES", "DCTNetConfig", "StyleFiles", "convert", "list_styles", "read", "write"]
@@ -93,16 +93,7 @@ def write(
     """
     path = Path(path)
     next_step = "pass the state of a whole DCT-Net generator"
-    if set(tensors) != set(SHAPES):
-        odd = sorted(set(tensors) ^ set(SHAPES))
-        _refuse(path, f"the {len(SHAPES)} canonical tensors", listed(odd, "wrong"), next_step)
-    stored: dict[str, torch.Tensor] = {}
-    for name, shape in SHAPES.items():
-        if tuple(tensors[name].shape) != shape:
-            _refuse(path, f"{name} of shape {shape}", str(tuple(tensors[name].shape)), next_step)
-        stored[name] = tensors[name].detach().to(dtype)
-        if not is_finite(stored[name]):
-            _refuse(path, f"numbers of {name} finite in {dtype}", "NaN or infinity", next_step)
+    stored = conversion.checked_state(path, tensors, SHAPES, dtype, "canonical", next_step)
     flags = json.dumps(asdict(config), sort_keys=True)
     safetensors_file.write(path, stored, {**(metadata or {}), METADATA_KEY: flags})
 

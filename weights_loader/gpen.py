@@ -13,10 +13,10 @@ from typing import NoReturn
 import torch
 
 from . import conversion, files, gpen_layout, safetensors_file, torch_file
-from .errors import WeightsError, listed
+from .errors import WeightsError
 from .gpen_layout import KERNEL, GPENConfig, kernels, shapes
 from .gpen_onnx import OnnxGPEN, is_onnx, open_onnx
-from .loading import is_finite, to_float32
+from .loading import to_float32
 
 __all__ = [
     "GPENConfig",
@@ -83,17 +83,7 @@ def write(
     """
     path = Path(path)
     next_step = "pass the state of a whole GPEN generator"
-    expected = shapes(config)
-    if set(tensors) != set(expected):
-        odd = sorted(set(tensors) ^ set(expected))
-        _refuse(path, f"the {len(expected)} published tensors", listed(odd, "wrong"), next_step)
-    stored: dict[str, torch.Tensor] = {}
-    for name, shape in expected.items():
-        if tuple(tensors[name].shape) != shape:
-            _refuse(path, f"{name} of shape {shape}", str(tuple(tensors[name].shape)), next_step)
-        stored[name] = tensors[name].detach().to(dtype)
-        if not is_finite(stored[name]):
-            _refuse(path, f"numbers of {name} finite in {dtype}", "NaN or infinity", next_step)
+    stored = conversion.checked_state(path, tensors, shapes(config), dtype, "published", next_step)
     for name, gain in kernels(config).items():
         stored[name] = (torch.tensor(KERNEL) * gain).to(dtype)
     safetensors_file.write(path, stored, metadata or {})

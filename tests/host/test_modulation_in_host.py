@@ -3,10 +3,6 @@ host's own process by modulation_cases.py."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import comfy_hosts
@@ -28,19 +24,9 @@ def found(request, tmp_path_factory) -> dict:
     """What modulation_cases.py found on each host at hand."""
     if request.param is None:
         pytest.skip("no ComfyUI at hand: run `python run.py test`, or set COMFYUI_PATH")
-    base = tmp_path_factory.mktemp("base")
-    for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
-        (base / name).mkdir()
-    done = subprocess.run(
-        [sys.executable, str(CASES), str(request.param.folder), str(base)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env={**os.environ, "PYTHONUTF8": "1"},
-        timeout=540,
+    return comfy_hosts.found_in_process(
+        CASES, request.param, tmp_path_factory.mktemp("base"), limit_s=540
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_another_number_in_a_weight_would_be_seen(found) -> None:

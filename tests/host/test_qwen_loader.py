@@ -4,10 +4,7 @@ the sizes of the text encoder's vision part."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -32,19 +29,9 @@ def found(request, tmp_path_factory) -> dict:
     """What qwen_loader_cases.py found on each host at hand."""
     if request.param is None:
         pytest.skip("no ComfyUI at hand: run `python run.py test`, or set COMFYUI_PATH")
-    base = tmp_path_factory.mktemp("base")
-    for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
-        (base / name).mkdir()
-    done = subprocess.run(
-        [sys.executable, str(CASES), str(request.param.folder), str(base)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env={**os.environ, "PYTHONUTF8": "1"},
-        timeout=300,
+    return comfy_hosts.found_in_process(
+        CASES, request.param, tmp_path_factory.mktemp("base"), limit_s=300
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_official_folder_and_repacked_files_give_the_same_bits(found) -> None:
