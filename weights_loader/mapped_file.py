@@ -23,7 +23,7 @@ SMALL_BYTES = 1 << 15
 """Tensors below this are read: a page for each bias would cost more than it spares."""
 
 # Older torch lacks some of them, such as float8_e8m0fnu and uint16.
-_DTYPES = {
+DTYPES = {
     name: getattr(torch, dtype)
     for name, dtype in {
         "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
@@ -60,14 +60,14 @@ class MappedFile:
         window = self._place(offset, length) if length >= SMALL_BYTES else None
 
         def load() -> torch.Tensor:
-            if dtype not in _DTYPES:
+            if dtype not in DTYPES:
                 raise WeightsError(
                     self._path,
                     f"a dtype of {name} that torch {torch.__version__} knows",
                     dtype,
                     "use a file of another dtype, or a newer torch",
                 )
-            kind = _DTYPES[dtype]
+            kind = DTYPES[dtype]
             if not length:
                 return torch.empty(shape, dtype=kind)
             self._unchanged()

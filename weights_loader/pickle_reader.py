@@ -107,7 +107,9 @@ _PLAIN = (
 )  # fmt: skip
 
 
-def read(stream: io.BytesIO, torchscript: bool = False) -> tuple[Any, dict[str, Storage]]:
+def read(
+    stream: io.BytesIO, torchscript: bool = False, max_ops: int = MAX_OPS
+) -> tuple[Any, dict[str, Storage]]:
     """Read one pickle from where `stream` stands.
 
     stream: holds everything in memory already, so that no length in it can ask for more.
@@ -119,8 +121,8 @@ def read(stream: io.BytesIO, torchscript: bool = False) -> tuple[Any, dict[str, 
     machine = _Machine(torchscript)
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-            if count > MAX_OPS:
-                raise PickleError(f"a pickle of more than {MAX_OPS:,} steps")
+            if count > max_ops:
+                raise PickleError(f"a pickle of more than {max_ops:,} steps")
             machine.step(opcode.name, argument)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, AttributeError) as error:
         raise PickleError(f"a broken or truncated pickle ({str(error)[:80]})") from None

@@ -55,6 +55,7 @@ class _Wanted:
     texts: tuple[str, ...]
     inside: tuple[str, ...]
     storage_bytes: int
+    max_ops: int
 
 
 def scan(
@@ -65,6 +66,7 @@ def scan(
     *,
     inside: tuple[str, ...] = INSIDE,
     storage_bytes: int = MAX_STORAGE_BYTES,
+    max_ops: int = pickle_reader.MAX_OPS,
 ) -> files.Contents:
     """Describe the tensors of a checkpoint or archive. Takes time by their number, not their size.
 
@@ -74,10 +76,11 @@ def scan(
     inside: keys under which a training checkpoint may keep the network; the first that is there is
         described, else the top level.
     storage_bytes: what one run of numbers may take once a tensor of it is loaded.
+    max_ops: steps of its pickle, about 45 for each tensor.
     Raises: WeightsError.
     """
     size = files.check(path, limit_bytes)
-    wanted = _Wanted(texts, inside, storage_bytes)
+    wanted = _Wanted(texts, inside, storage_bytes, max_ops)
     if kind == "zip":
         return _scan_zip(path, limit_bytes, wanted)
     if kind == "torch legacy":
@@ -104,7 +107,8 @@ def _scan_zip(path: Path, limit_bytes: int, wanted: _Wanted) -> files.Contents:
     if zipped.text("byteorder") not in ("", "little"):
         _refuse(path, "little-endian numbers", "big-endian ones", _RESAVE)
     script = "constants.pkl" in zipped
-    value, _ = _unpickle(path, io.BytesIO(zipped.read("data.pkl", LIMIT_PICKLE_BYTES)), script)
+    stream = io.BytesIO(zipped.read("data.pkl", LIMIT_PICKLE_BYTES))
+    value, _ = _unpickle(path, stream, script, wanted.max_ops)
     if script:
         extra = {t: zipped.text(f"extra/{t}") for t in wanted.texts if f"extra/{t}" in zipped}
         return _torchscript(path, value, zipped.storage, wanted, extra)
@@ -191,7 +195,7 @@ def _scan_legacy(path: Path, size: int, wanted: _Wanted) -> files.Contents:
         _refuse(path, "a PyTorch checkpoint", "one of an unknown version")
     if system.get("little_endian") is False:
         _refuse(path, "little-endian numbers", "big-endian ones", _RESAVE)
-    value, storages = _unpickle(path, stream)
+    value, storages = _unpickle(path, stream, max_ops=wanted.max_ops)
     keys, _ = _unpickle(path, stream)
     if not isinstance(keys, list) or not all(isinstance(k, str) and k in storages for k in keys):
         _refuse(path, "a list of its storages", "a broken one")
@@ -218,10 +222,13 @@ def _scan_legacy(path: Path, size: int, wanted: _Wanted) -> files.Contents:
 
 
 def _unpickle(
-    path: Path, stream: io.BytesIO, torchscript: bool = False
+    path: Path,
+    stream: io.BytesIO,
+    torchscript: bool = False,
+    max_ops: int = pickle_reader.MAX_OPS,
 ) -> tuple[Any, dict[str, Storage]]:
     try:
-        return pickle_reader.read(stream, torchscript)
+        return pickle_reader.read(stream, torchscript, max_ops)
     except PickleError as refused:
         next_step = _RESAVE if refused.code else files.AGAIN
         raise WeightsError(path, "tensors and plain data", str(refused), next_step) from None
