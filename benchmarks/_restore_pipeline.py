@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import _pack
+import _comfy
 from _child import measured
 from _detector import detector_path
 from _measure import ratio
 from _pictures import SOLVAY_FACES
 from _table import Row, missing
-
-_pack.load()
-
-from realtoon.host import paths, sources  # noqa: E402
 
 ONE_BATCH = 4
 MEMORY_BOUND = 1.2
@@ -28,21 +23,16 @@ LARGE_BOUND = 1.5
 
 def _lacking(settings: SimpleNamespace) -> str:
     """What a run of the node needs and is not here, or nothing."""
-    if _comfy() is None:
-        return "set COMFYUI_PATH to a ComfyUI"
+    if _comfy.folder() is None:
+        return _comfy.NO_COMFY
     if detector_path(settings.faces) is None:
         return "run `python run.py weights faces`"
     return ""
 
 
-def _comfy() -> Path | None:
-    found = sources.find_local(os.environ.get("COMFYUI_PATH"), paths.cache_folder(), _pack.ROOT)
-    return None if found is None else found.folder
-
-
 def _on_node(settings: SimpleNamespace, task: str, **more: object) -> dict[str, Any]:
     given = {
-        "comfy": str(_comfy()),
+        "comfy": str(_comfy.folder()),
         "detector": str(detector_path(settings.faces)),
         "size": 256 if settings.quick else 512,
         "threads": settings.threads,

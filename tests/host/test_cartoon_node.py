@@ -316,7 +316,8 @@ def test_memory_is_back_after_free(comfy, style: str) -> None:
         free(comfy)
         return resident_bytes(pid)
 
-    base = run_and_free(1200, 900)
-    after = [run_and_free(1200 + 8 * i, 900) for i in range(3)]
+    # The first runs also fill the allocator's arenas, which a newer host has more threads for.
+    base = max(run_and_free(1200 - 8 * i, 900) for i in range(3))
+    after = [run_and_free(1200 + 8 * i, 900) for i in range(1, 4)]
     # Their input and output alone are 26 MB each.
     assert min(after) <= base * 1.03, json.dumps([base, *after])

@@ -168,7 +168,7 @@ def test_a_peer_without_a_wheel_is_left_out_once(host, calls, tmp_path, monkeypa
 
 
 def test_the_packs_own_extras_are_read(tmp_path):
-    for extra in ("test", "bench"):
+    for extra in ("test", "onnx"):
         names = [requirements.name_of(line) for line in requirements.of_extra(extra, Path())]
         assert names
         assert all(names)
