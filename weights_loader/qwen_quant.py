@@ -23,7 +23,7 @@ OLD_MARKER = "scaled_fp8"
 FLOATS = ("BF16", "F16", "F32")
 FP8 = ("F8_E4M3", "F8_E5M2")
 PACKED = ("U8", "I8")
-_SUFFIXES = (
+SUFFIXES = (
     "scale_weight",
     "weight_scale",
     "weight_scale_2",
@@ -55,7 +55,7 @@ def sort_out(
     tensors: without `prefix`, which the layers in `metadata` may carry.
     Raises: WeightsError for scales without weights, half a scheme, or layers nothing tells of.
     """
-    extras = {n: t for n, t in tensors.items() if n.rpartition(".")[2] in _SUFFIXES}
+    extras = {n: t for n, t in tensors.items() if n.rpartition(".")[2] in SUFFIXES}
     if OLD_MARKER in tensors:
         extras[OLD_MARKER] = tensors[OLD_MARKER]
     plain = {name: tensor for name, tensor in tensors.items() if name not in extras}

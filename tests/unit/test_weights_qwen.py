@@ -64,13 +64,26 @@ def test_the_official_folder_is_described_whole(official: Path) -> None:
         head_dim=128,
         vocabulary=64,
         vision_layers=2,
-        vision_hidden=32,
+        vision_hidden=160,
         vision_intermediate=40,
+        vision_heads=2,
     )
     assert base.text.unused == 1
     assert base.vae.config == VAEConfig(dim=8, z_dim=16)
     assert {part.dtype for part in (base.dit, base.text, base.vae)} == {"BF16"}
     assert base.dit.quantisation == qwen_image.Quantisation()
+
+
+def test_the_vision_part_is_what_its_config_says(tmp_path: Path) -> None:
+    folder = qw.write_official(tmp_path, qw.Sizes(vision=96))
+    path = folder / "text_encoder/config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["vision_config"] |= {"num_heads": 4, "fullatt_block_indexes": [1]}
+    qw.write_json(path, config)
+    text = qwen_image.describe_text(path.parent).config
+    assert isinstance(text, TextConfig)
+    assert text.vision == (2, 96, 40, 4, (1,))
+    assert TextConfig().vision == (32, 1280, 3420, 16, (7, 15, 23, 31))
 
 
 def test_its_tensors_come_out_in_comfyuis_names(official: Path) -> None:

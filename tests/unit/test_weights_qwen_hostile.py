@@ -197,6 +197,10 @@ DAMAGED: dict[str, tuple[str, qw.Tensors, str]] = {
     "vision of another width": (
         "text", TEXT | {"visual.merger.mlp.2.bias": torch.zeros(49)}, "visual.merger.mlp.2.bias of",
     ),
+    "vision of unknown heads": (
+        "text", qw.comfy_text(qw.text_encoder(qw.Sizes(vision=96))),
+        "vision heads of 80, or a folder whose config.json counts them, got a vision part 96 wide",
+    ),
     "both namings": ("text", TEXT | qw.text_encoder(), "two, one of them model."),
     "vae with alpha": (
         "vae", VAE | {"encoder.conv_in.weight": torch.zeros(8, 4, 3, 3, 3)},
@@ -431,6 +435,25 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str, str]] = {
             f / "text_encoder/config.json", lambda v: v["vision_config"].update(depth=9)
         ),
         "config.json", "vision_config.depth 2",
+    ),
+    "vision of heads that do not fit": (
+        lambda f: rewrite(
+            f / "text_encoder/config.json", lambda v: v["vision_config"].update(num_heads=3)
+        ),
+        "config.json", "num_heads of heads of a multiple of 4 in 160",
+    ),
+    "vision of other patches": (
+        lambda f: rewrite(
+            f / "text_encoder/config.json", lambda v: v["vision_config"].update(patch_size=16)
+        ),
+        "config.json", "vision_config.patch_size 14",
+    ),
+    "vision of odd layers": (
+        lambda f: rewrite(
+            f / "text_encoder/config.json",
+            lambda v: v["vision_config"].update(fullatt_block_indexes=[1, "2"]),
+        ),
+        "config.json", "vision_config.fullatt_block_indexes as a list of whole numbers",
     ),
     "vision config as list": (
         lambda f: rewrite(f / "text_encoder/config.json", lambda v: v.update(vision_config=[])),
