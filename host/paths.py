@@ -11,7 +11,19 @@ from pathlib import Path
 PACK_ROOT = Path(os.path.abspath(__file__)).parent.parent
 
 # What this version of the pack registers; a running host is asked for each of them.
-NODE_IDS = ("DCTNetCartoon", "GPENRestore", "PrepareImage", "QwenEditLoader", "RestoreFraming")
+NODE_IDS = (
+    "DCTNetCartoon",
+    "EditPreset",
+    "EncodeForEdit",
+    "GPENRestore",
+    "LoRAHotInject",
+    "PrepareImage",
+    "QwenEditLoader",
+    "RestoreFraming",
+    "ResultCaption",
+    "TiledVAEDecode",
+    "TiledVAEEncode",
+)
 
 # The folder name inside custom_nodes/. ComfyUI uses it in addresses, so it is the registry's name.
 LINK_NAME = "comfyui-realtoon"

@@ -21,6 +21,8 @@ _PLAIN_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _JPEG_EXIF_BYTES = 65_000
 _MAX_PIXELS = 400_000_000
 _FOREIGN = (".heic", ".heif", ".avif", ".jxl", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf")
+CAPTION = "Description"
+# Under "parameters" older front ends take a picture for another program's and drop its workflow.
 QUALITY = 95
 
 
@@ -162,8 +164,16 @@ def texts_of(data: bytes) -> dict[str, str]:
             name, colon, value = str(opened.getexif().get(tag, "")).partition(":")
             if colon:
                 found[name] = value
-        caption = opened.getexif().get(ExifTags.Base.ImageDescription)
-        return {**found, "parameters": str(caption)} if caption else found
+        caption = _caption_in(opened.getexif())
+        return {**found, CAPTION: caption} if caption else found
+
+
+def _caption_in(exif: Image.Exif) -> str:
+    """The comment that keeps every letter, else the description, which has ASCII only."""
+    comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+    if isinstance(comment, bytes) and comment.startswith(b"UNICODE\0"):
+        return comment[8:].decode("utf-16-be", errors="replace")
+    return str(exif.get(ExifTags.Base.ImageDescription, ""))
 
 
 def save(data: bytes, target: Path, caption: str = "", quality: int = QUALITY) -> list[str]:
@@ -175,11 +185,11 @@ def save(data: bytes, target: Path, caption: str = "", quality: int = QUALITY) -
     """
     try:
         if target.suffix.lower() == ".png" and data.startswith(_PNG):
-            _write(target, with_text(data, {"parameters": caption} if caption else {}))
+            _write(target, with_text(data, {CAPTION: caption} if caption else {}))
             return []
         texts = texts_of(data)
         if caption:
-            texts["parameters"] = caption
+            texts[CAPTION] = caption
         with Image.open(io.BytesIO(data)) as opened:
             opened.load()
             return _convert(opened, texts, target, quality)
@@ -227,9 +237,9 @@ def _exif(texts: dict[str, str]) -> bytes:
         exif[ExifTags.Base.Make] = f"workflow:{texts['workflow']}"
     if "prompt" in texts:
         exif[ExifTags.Base.Model] = f"prompt:{texts['prompt']}"
-    if "parameters" in texts:
-        exif[ExifTags.Base.ImageDescription] = texts["parameters"]
-        comment = b"UNICODE\x00" + texts["parameters"].encode("utf-16-be")
+    if CAPTION in texts:
+        exif[ExifTags.Base.ImageDescription] = texts[CAPTION]
+        comment = b"UNICODE\x00" + texts[CAPTION].encode("utf-16-be")
         exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
     exif[ExifTags.Base.Software] = "ComfyUI, RealToon"
     return exif.tobytes()

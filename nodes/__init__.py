@@ -4,17 +4,29 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import _host
 from .dctnet_cartoon import DCTNetCartoon
+from .edit_preset import EditPreset
+from .encode_for_edit import EncodeForEdit
 from .gpen_restore import GPENRestore
+from .lora_hot_inject import LoRAHotInject
 from .prepare_image import PrepareImage
 from .qwen_edit_loader import QwenEditLoader
 from .restore_framing import RestoreFraming
+from .result_caption import ResultCaption
+from .tiled_vae_decode import TiledVAEDecode
+from .tiled_vae_encode import TiledVAEEncode
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     DCTNetCartoon,
+    EditPreset,
+    EncodeForEdit,
     GPENRestore,
+    LoRAHotInject,
     PrepareImage,
     QwenEditLoader,
     RestoreFraming,
+    ResultCaption,
+    TiledVAEDecode,
+    TiledVAEEncode,
 )
 
 

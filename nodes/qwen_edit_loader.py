@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..weights_loader import qwen_image
-from ..weights_loader.qwen_image import Part
-from . import _host, _modulation, _qwen, _qwen_files
+from ..weights_loader import qwen_convert, qwen_image
+from . import _host, _qwen, _qwen_files, _qwen_patcher, _qwen_report
 from ._tensors import InputError
 
 MODULATIONS = ("table", "weights")
 AUTO = "auto"
-_GB = 1e9
 
 
 class QwenEditLoader(io.ComfyNode):
@@ -47,45 +45,52 @@ class QwenEditLoader(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, base: str, text_encoder: str, vae: str, modulation: str, attention: str
+        cls,
+        base: str,
+        text_encoder: str,
+        vae: str,
+        modulation: str,
+        attention: str,
+        weight_dtype: str,
+        offload: str,
     ) -> io.NodeOutput:
-        if attention not in _attentions():
-            expected = f"one of {', '.join(_attentions())}"
-            raise InputError("attention", expected, repr(attention), "choose one of these")
+        _check_choices(modulation, attention, weight_dtype, offload)
         described = _qwen_files.base_of(base)
+        dit = described.dit
         text_part = _qwen_files.text_of(text_encoder, described)
         vae_part = _qwen_files.vae_of(vae, described)
         # Everything is refused before anything is loaded.
-        qwen_image.check_fit(described.dit, text_part, vae_part)
-        for part in (described.dit, text_part):
+        qwen_image.check_fit(dit, text_part, vae_part)
+        qwen_convert.check(dit, weight_dtype)
+        for part in (dit, text_part):
             _qwen.check(part)
-        tabled = modulation == "table"
-        model = _qwen.shared(
-            ("dit", tabled, _qwen_files.state_of(described.dit)),
-            lambda: _qwen.load_dit(described.dit, tabled),
+        tabled = modulation == MODULATIONS[0]
+        shared, state_of = _qwen_patcher.shared, _qwen_files.state_of
+        model = shared(
+            ("dit", tabled, weight_dtype, offload, state_of(dit)),
+            lambda: _qwen.load_dit(dit, tabled, weight_dtype, offload),
         ).clone()
-        clip = _qwen.shared(
-            ("text", _qwen_files.state_of(text_part)), lambda: _qwen.load_text(text_part)
-        )
-        decoder = _qwen.shared(
-            ("vae", _qwen_files.state_of(vae_part)), lambda: _qwen.load_vae(vae_part)
-        )
+        clip = shared(("text", state_of(text_part)), lambda: _qwen.load_text(text_part))
+        decoder = shared(("vae", state_of(vae_part)), lambda: _qwen.load_vae(vae_part))
         if attention != AUTO:
-            _qwen.set_attention(model, attention)
-        used = _qwen.usual_attention() if attention == AUTO else attention
-        report = "\n".join(
-            [
-                f"base: {described.release}, {_found(described.dit)}",
-                f"modulation: {_modulation_told(model, described.dit)}",
-                f"text encoder: {_found(text_part)}",
-                f"VAE: {_found(vae_part)}",
-                f"model resident: {model.model_size() / _GB:.2f} GB; text encoder"
-                f" {clip.patcher.model_size() / _GB:.2f} GB; VAE"
-                f" {decoder.patcher.model_size() / _GB:.2f} GB",
-                f"attention: {used}",
-            ]
+            _qwen_patcher.set_attention(model, attention)
+        report = _qwen_report.told(
+            described, text_part, vae_part, (model, clip.patcher, decoder.patcher), attention
         )
         return io.NodeOutput(model, clip, decoder, report, ui=ui.PreviewText(report))
+
+
+def _check_choices(modulation: str, attention: str, weight_dtype: str, offload: str) -> None:
+    """Raises: InputError; older hosts do not hold a combo to its options."""
+    for name, value, known in (
+        ("modulation", modulation, MODULATIONS),
+        ("attention", attention, _attentions()),
+        ("weight_dtype", weight_dtype, qwen_convert.WEIGHT_DTYPES),
+        ("offload", offload, _qwen_patcher.OFFLOADS),
+    ):
+        if value not in known:
+            expected = f"one of {', '.join(known)}"
+            raise InputError(name, expected, repr(value), "choose one of these")
 
 
 def _names(found: dict[str, object]) -> list[str]:
@@ -93,23 +98,7 @@ def _names(found: dict[str, object]) -> list[str]:
 
 
 def _attentions() -> list[str]:
-    return [AUTO, *_qwen.attentions()]
-
-
-def _found(part: Part) -> str:
-    """What a part is on disk."""
-    formats = part.quantisation.formats
-    kind = part.quantisation.kind
-    stored = part.dtype if kind == "none" else f"{kind} ({', '.join(formats)})"
-    files = f"{len(part.files)} files" if len(part.files) > 1 else part.files[0].name
-    return f"{part.layout}, {stored}, {part.total_bytes / _GB:.2f} GB in {files}"
-
-
-def _modulation_told(model: object, part: Part) -> str:
-    size = part.bytes_by.get("modulation", 0) / _GB
-    if _modulation.table_of(model.model) is None:  # type: ignore[attr-defined]
-        return f"weights, {size:.2f} GB of the model"
-    return f"table; {size:.2f} GB of weights stay on disk"
+    return [AUTO, *_qwen_patcher.attentions()]
 
 
 def _inputs() -> list[io.Input]:
@@ -155,6 +144,26 @@ def _inputs() -> list[io.Input]:
                 " they differ in speed, and a little in their rounding."
             ),
         ),
+        io.Combo.Input(
+            "weight_dtype",
+            options=list(qwen_convert.WEIGHT_DTYPES),
+            default=qwen_convert.AS_STORED,
+            tooltip=(
+                "Of the diffusion model; text encoder and VAE stay as stored. fp8 e4m3 scaled:"
+                " halves attention and MLPs of a bf16 file while it loads, with a scale for each"
+                " matrix; the rest stays in full. bf16: fp8 is multiplied out."
+            ),
+        ),
+        io.Combo.Input(
+            "offload",
+            options=list(_qwen_patcher.OFFLOADS),
+            default=_qwen_patcher.AUTO,
+            tooltip=(
+                "Of the diffusion model. auto: ComfyUI decides how much of it is on the card."
+                " none: all of it or the run fails. sequential: weights come from main memory"
+                " layer by layer, for the smallest cards; slow."
+            ),
+        ),
     ]
 
 
@@ -165,6 +174,9 @@ def _outputs() -> list[io.Output]:
         io.Vae.Output(display_name="vae", tooltip="Encodes and decodes pictures."),
         io.String.Output(
             display_name="report",
-            tooltip="What was found, its bytes on disk and in memory, and the attention in use.",
+            tooltip=(
+                "What was found, its bytes on disk and in memory by dtype, the attention in use"
+                " and the peak to be expected at 1024²."
+            ),
         ),
     ]

@@ -21,7 +21,14 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent.parent
 FOLDER = "from the folder"
 OFFICIAL = "Qwen/tiny/"
+AS_USUAL = {"weight_dtype": "as stored", "offload": "auto"}
 FILES = {"text_encoder": "text.safetensors", "vae": "vae.safetensors"}
+CONVERTED = {
+    "fp8 e4m3 scaled": (("dit", "table"), ("dit", "weights"), ("dit metadata", "table")),
+    "bf16": tuple(
+        (base, "table") for base in ("dit", "dit fp8", "dit scaled_fp8", "dit comfy_quant")
+    ),
+}
 SCHEMES = ("scaled_fp8", "comfy_quant", "metadata")
 
 
@@ -38,7 +45,6 @@ def main() -> None:
     importlib.import_module("realtoon.nodes._host").register_folders()
     found: dict[str, object] = {"knows 2511": loading().knows_2511()}
     write_models(base / "models", "2511" if found["knows 2511"] else "2509")
-    small_vision()
     # The host runs its nodes so; what other threads' hooks print stays off the last line.
     with torch.inference_mode(), contextlib.redirect_stdout(sys.stderr):
         for case in CASES:
@@ -48,6 +54,10 @@ def main() -> None:
 
 def loading():
     return importlib.import_module("realtoon.nodes._qwen")
+
+
+def holding():
+    return importlib.import_module("realtoon.nodes._qwen_patcher")
 
 
 def write_models(models: Path, edition: str) -> None:
@@ -76,29 +86,21 @@ def write_models(models: Path, edition: str) -> None:
     (models / "diffusion_models/other.safetensors").write_bytes(b"no weights")
 
 
-def small_vision() -> None:
-    """The host fixes the sizes of the vision part: its class is given the tiny ones here."""
-    qwen_vl = importlib.import_module("comfy.text_encoders.qwen_vl")
-    real = qwen_vl.Qwen2VLVisionTransformer
-    tiny = {"hidden_size": 32, "intermediate_size": 40, "num_heads": 2, "num_layers": 2}
-    qwen_vl.Qwen2VLVisionTransformer = lambda **kwargs: real(**{**kwargs, **tiny})
-    loading().VISION = (2, 32, 40)
-
-
-def load(base=OFFICIAL, modulation="table", attention="auto", **names):
+def load(base=OFFICIAL, modulation="table", attention="auto", more=None, **names):
     """What the node hands out: model, clip, vae, report."""
     node = importlib.import_module("realtoon.nodes.qwen_edit_loader").QwenEditLoader
     if not names:
         names = dict.fromkeys(FILES, FOLDER) if base.endswith("/") else FILES
-    return node.execute(base=base, modulation=modulation, attention=attention, **names).args
+    choices = {"modulation": modulation, "attention": attention, **AS_USUAL, **(more or {})}
+    return node.execute(base=base, **choices, **names).args
 
 
 def forget() -> None:
     """Have the next load start from its files."""
-    qwen = loading()
-    qwen._kept.clear()
+    patchers = holding()
+    patchers._kept.clear()
     gc.collect()
-    assert len(qwen._alive) == 0, list(qwen._alive)
+    assert len(patchers._alive) == 0, list(patchers._alive)
 
 
 def sample(model):
@@ -216,11 +218,11 @@ def sharing() -> dict:
     weights = load(modulation="weights")
     found["another for weights"] = weights[0].model is not again[0].model
     del again, weights
-    loading()._kept.pop("dit", None)
+    holding()._kept.pop("dit", None)
     gc.collect()
     found["let go"] = seen() is None
     found["runs"] = sample(load()[0]).isfinite().all().item()
-    seen = weakref.ref(loading()._kept["dit"][1].model)
+    seen = weakref.ref(holding()._kept["dit"][1].model)
     management.unload_all_models()
     gc.collect()
     found["let go by an unload"] = seen() is None
@@ -228,7 +230,7 @@ def sharing() -> dict:
 
 
 def attention() -> dict:
-    names = loading().attentions()
+    names = holding().attentions()
     auto = sample(load()[0])
     others = [apart(auto, sample(load(attention=name)[0])) for name in names]
     options = load()[0].model_options.get("transformer_options", {})
@@ -251,6 +253,122 @@ def again() -> dict:
     return found
 
 
+def dtypes() -> dict:
+    """Converted while loading, beside the full model and beside what is stored in fp8."""
+    import torch
+
+    found = {}
+    files = dict(FILES)
+    full = sample(load("dit.safetensors", **files)[0])
+    for wanted, bases in CONVERTED.items():
+        for base, modulation in bases:
+            more = {"weight_dtype": wanted}
+            usual = full if base == "dit" else sample(load(f"{base}.safetensors", **files)[0])
+            model, *_, report = load(f"{base}.safetensors", modulation, more=more, **files)
+            found[f"{base} {modulation} to {wanted}"] = {
+                "apart": apart(usual, sample(model)) / full.std().item(),
+                "held": holding().held(model.model.diffusion_model),
+                "report": report,
+                "quantised": sorted(
+                    name.removesuffix(".weight")
+                    for name, weight in model.model.diffusion_model.named_parameters()
+                    if getattr(weight, "_qdata", weight).dtype == torch.float8_e4m3fn
+                ),
+            }
+    return found
+
+
+def mapped() -> dict:
+    """Weights that are views of their file: what is done to them never reaches it."""
+    import hashlib
+
+    import comfy.model_management as management
+    import comfy.utils
+    import folder_paths
+    import torch
+
+    forget()
+    path = Path(folder_paths.get_full_path("diffusion_models", "dit.safetensors"))
+    begun = hashlib.sha256(path.read_bytes()).hexdigest()
+    model = load("dit.safetensors", "weights")[0]
+    before = sample(model)
+    name = "transformer_blocks.1.img_mlp.net.0.proj.weight"
+    weight = dict(model.model.diffusion_model.named_parameters())[name]
+    found = {"is mapped": is_mapped(path, weight.data_ptr())}
+    patched = model.clone()
+    delta = torch.full(weight.shape, 0.5)
+    patched.add_patches({f"diffusion_model.{name}": ("diff", (delta,))}, 1.0)
+    found["patch moves"] = apart(before, sample(patched))
+    found["unpatched"] = apart(before, sample(model))
+    management.unload_all_models()
+    found["unloaded"] = apart(before, sample(model))
+    saved = path.parent.parent / "saved.sft"
+    tensors = {n: t for n, t in model.model.diffusion_model.state_dict().items() if t.numel()}
+    comfy.utils.save_torch_file(tensors, str(saved))
+    again = comfy.utils.load_torch_file(str(saved))
+    stored = comfy.utils.load_torch_file(str(path))
+    same = [torch.equal(stored[n], again[n]) for n in again]
+    found["saved"] = [sum(same), len(again), sum(t.numel() > 0 for t in stored.values())]
+    with torch.no_grad():
+        dict(model.model.diffusion_model.named_parameters())[name].add_(1)
+    found["written"] = apart(before, sample(model))
+    found["file kept"] = hashlib.sha256(path.read_bytes()).hexdigest() == begun
+    del model, patched, weight, stored
+    forget()
+    found["loaded again"] = apart(before, sample(load("dit.safetensors", "weights")[0]))
+    return found
+
+
+def is_mapped(path: Path, address: int) -> bool | None:
+    """Whether memory at an address belongs to a file; None where the system does not tell."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return None
+    for line in maps.read_text().splitlines():
+        if line.endswith(str(path)):
+            begin, end = (int(number, 16) for number in line.split()[0].split("-"))
+            if begin <= address < end:
+                return True
+    return False
+
+
+def offload() -> dict:
+    """The same picture however weights are held; a budget reaches only whom it should."""
+    import comfy.model_management as management
+
+    found = {}
+    results = {}
+    for base in ("dit", "dit metadata"):
+        for name in holding().OFFLOADS:
+            forget()
+            management.unload_all_models()
+            model = load(f"{base}.safetensors", more={"offload": name}, **FILES)[0]
+            results[name] = sample(model)
+            found[f"{base} {name}"] = {
+                "apart": apart(results["auto"], results[name]),
+                "loaded": model.loaded_size() / model.model_size(),
+                "static": not getattr(model, "is_dynamic", lambda: False)(),
+                "cloned": type(model.clone()) is type(model),
+                **budget(model),
+            }
+            del model
+    return found
+
+
+def budget(model) -> dict:
+    """What a patcher keeps loaded when the host has little room for it, and then wants more."""
+    import comfy.model_management as management
+
+    management.unload_all_models()
+    tight = model.clone()
+    half = tight.model_size() / 2
+    tight.partially_load(tight.load_device, half)
+    kept = tight.loaded_size() / tight.model_size()
+    freed = tight.partially_unload(tight.offload_device, half / 2)
+    tight.detach()
+    return {"kept": kept, "freed": freed / tight.model_size()}
+
+
 def refusals() -> dict:
     files = importlib.import_module("realtoon.nodes._qwen_files")
     tried = {
@@ -259,7 +377,12 @@ def refusals() -> dict:
         "gone": {"base": "gone.safetensors", **FILES},
         "no text": {"base": "dit.safetensors", "text_encoder": FOLDER, "vae": FILES["vae"]},
         "attention": {"base": OFFICIAL, "attention": "wishful"},
-    }
+        "dtype": {"base": OFFICIAL, "more": {"weight_dtype": "int3"}},
+        "offload": {"base": OFFICIAL, "more": {"offload": "away"}},
+        "fp8 without scales": {
+            "base": "dit fp8.safetensors", "more": {"weight_dtype": "fp8 e4m3 scaled"}, **FILES,
+        },
+    }  # fmt: skip
     found = {"offered": sorted(files.bases()), "texts": sorted(files.texts())}
     for name, arguments in tried.items():
         try:
@@ -270,7 +393,9 @@ def refusals() -> dict:
     return found
 
 
-CASES = (layouts, control, quantised, sharing, attention, again, refusals)
+CASES = (
+    layouts, control, quantised, sharing, attention, again, dtypes, mapped, offload, refusals,
+)  # fmt: skip
 
 if __name__ == "__main__":
     main()

@@ -13,7 +13,19 @@ import pytest
 from conftest import NONE
 from realtoon.host import paths
 
-NODE_IDS = ("DCTNetCartoon", "GPENRestore", "PrepareImage", "QwenEditLoader", "RestoreFraming")
+NODE_IDS = (
+    "DCTNetCartoon",
+    "EditPreset",
+    "EncodeForEdit",
+    "GPENRestore",
+    "LoRAHotInject",
+    "PrepareImage",
+    "QwenEditLoader",
+    "RestoreFraming",
+    "ResultCaption",
+    "TiledVAEDecode",
+    "TiledVAEEncode",
+)
 INPUTS = {
     "DCTNetCartoon": {
         "image": ("IMAGE", None),
@@ -25,6 +37,26 @@ INPUTS = {
         "min_face_px": ("INT", (40, 12, 1024, None)),
         "chunk": ("INT", (0, 0, 64, None)),
         "mask": ("MASK", None),
+    },
+    "EditPreset": {
+        "model": ("MODEL", None),
+        "preset": ("COMBO", None),
+        "scene": ("COMBO", None),
+        "skin": ("BOOLEAN", (False, None, None, None)),
+        "prompt": ("STRING", ("", None, None, None)),
+        "negative": ("STRING", ("", None, None, None)),
+    },
+    "EncodeForEdit": {
+        "clip": ("CLIP", None),
+        "vae": ("VAE", None),
+        "image": ("IMAGE", None),
+        "prompt": ("STRING", ("", None, None, None)),
+        "negative": ("STRING", (" ", None, None, None)),
+        "start": ("COMBO", None),
+        "reference_method": ("COMBO", None),
+        "vision_px": ("INT", (384, 112, 2048, 8)),
+        "image_2": ("IMAGE", None),
+        "image_3": ("IMAGE", None),
     },
     "GPENRestore": {
         "image": ("IMAGE", None),
@@ -39,6 +71,13 @@ INPUTS = {
         "tile_overlap_px": ("INT", (64, 0, 512, 8)),
         "precision": ("COMBO", None),
         "mask": ("MASK", None),
+    },
+    "LoRAHotInject": {
+        "model": ("MODEL", None),
+        "lora": ("COMBO", None),
+        "strength": ("FLOAT", (1.0, -4.0, 4.0, 0.05)),
+        "mode": ("COMBO", None),
+        "keep_in_memory_mb": ("INT", (2048, 0, 65536, None)),
     },
     "PrepareImage": {
         "image": ("IMAGE", None),
@@ -57,30 +96,80 @@ INPUTS = {
         "vae": ("COMBO", None),
         "modulation": ("COMBO", None),
         "attention": ("COMBO", None),
+        "weight_dtype": ("COMBO", None),
+        "offload": ("COMBO", None),
     },
     "RestoreFraming": {
         "image": ("IMAGE", None),
         "framing": ("REALTOON_FRAMING", None),
         "size": ("COMBO", None),
     },
+    "ResultCaption": {
+        "image": ("IMAGE", None),
+        "cfg": ("FLOAT", (0.0, 0.0, 100.0, 0.1)),
+        "steps": ("INT", (0, 0, 10000, None)),
+        "weight": ("STRING", ("", None, None, None)),
+        "note": ("STRING", ("", None, None, None)),
+        "draw": ("COMBO", None),
+        "filename_prefix": ("STRING", ("RealToon", None, None, None)),
+        "format": ("COMBO", None),
+        "sampler": ("STRING", ("", None, None, None)),
+    },
+    "TiledVAEDecode": {
+        "samples": ("LATENT", None),
+        "vae": ("VAE", None),
+        "precision": ("COMBO", None),
+        "strip_rows": ("INT", (0, 0, 2048, None)),
+    },
+    "TiledVAEEncode": {
+        "pixels": ("IMAGE", None),
+        "vae": ("VAE", None),
+        "precision": ("COMBO", None),
+        "strip_rows": ("INT", (0, 0, 2048, None)),
+    },
 }
 # Those of PrepareImage came later: API workflows from before do not name them.
 OPTIONAL = {
     "DCTNetCartoon": ["mask"],
+    "EditPreset": [],
+    "EncodeForEdit": ["image_2", "image_3"],
     "GPENRestore": ["mask"],
+    "LoRAHotInject": [],
     "PrepareImage": ["fit", "depth_compensation", "denoise", "smooth", "mask"],
     "QwenEditLoader": [],
     "RestoreFraming": [],
+    "ResultCaption": ["sampler"],
+    "TiledVAEDecode": [],
+    "TiledVAEEncode": [],
 }
 OUTPUTS = {
     "DCTNetCartoon": (["IMAGE", "MASK", "STRING"], ["image", "face_mask", "report"]),
+    # Into KSampler's lists goes what the presets send.
+    "EditPreset": (
+        [
+            *("MODEL", "INT", "FLOAT", ["dpmpp_2m", "euler"], ["karras", "simple"], "FLOAT"),
+            *("STRING", "STRING", "STRING", "STRING"),
+        ],
+        [
+            *("model", "steps", "cfg", "sampler_name", "scheduler", "denoise"),
+            *("prompt", "negative", "settings", "report"),
+        ],
+    ),
+    "EncodeForEdit": (
+        ["CONDITIONING", "CONDITIONING", "LATENT", "STRING"],
+        ["positive", "negative", "latent", "report"],
+    ),
     "GPENRestore": (
         ["IMAGE", "IMAGE", "MASK", "STRING"],
         ["image", "faces", "face_mask", "report"],
     ),
+    "LoRAHotInject": (["MODEL", "STRING", "STRING"], ["model", "name", "report"]),
     "PrepareImage": (["IMAGE", "STRING", "REALTOON_FRAMING"], ["image", "report", "framing"]),
     "QwenEditLoader": (["MODEL", "CLIP", "VAE", "STRING"], ["model", "clip", "vae", "report"]),
     "RestoreFraming": (["IMAGE", "STRING"], ["image", "report"]),
+    "ResultCaption": (["IMAGE", "STRING"], ["image", "caption"]),
+    "TiledVAEDecode": (["IMAGE", "STRING"], ["image", "report"]),
+    "TiledVAEEncode": (["LATENT", "STRING"], ["samples", "report"]),
 }
 
 
@@ -95,7 +184,7 @@ def test_the_schema_is_the_one_that_workflows_rely_on(comfy, node_id: str) -> No
     assert info["category"] == "RealToon"
     assert info["display_name"] and info["description"]
     assert (info["output"], info["output_name"]) == OUTPUTS[node_id]
-    assert info["output_node"] is False
+    assert info["output_node"] is (node_id == "ResultCaption")
     assert list(info["input"].get("optional", {})) == OPTIONAL[node_id]
     found = all_inputs(info)
     assert list(found) == list(INPUTS[node_id])
@@ -125,6 +214,10 @@ def test_combos_offer_what_they_should(comfy) -> None:
         return kind if isinstance(kind, list) else more["options"]
 
     assert options("DCTNetCartoon", "style")[0] == graphs.BUILT_IN
+    assert options("EditPreset", "preset")[0] == "official, 40 steps"
+    assert options("EditPreset", "scene") == ["usual", "crowded"]
+    assert options("ResultCaption", "draw") == ["off", "below"]
+    assert options("ResultCaption", "format") == ["png", "jpg", "webp"]
     assert options("GPENRestore", "mode") == ["faces", "tiled"]
     assert options("GPENRestore", "face_order") == ["largest", "left_to_right", "score"]
     assert options("GPENRestore", "precision") == ["auto", "fp32", "mixed"]

@@ -1,9 +1,9 @@
 """QwenEditLoader in a real ComfyUI, on tiny weights: what qwen_loader_cases.py finds in the host's
-own process, and what the API answers. A tiny model does not run through the API: the host fixes
-the sizes of the text encoder's vision part."""
+own process, and what the API answers."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -94,6 +94,63 @@ def test_newer_hosts_can_make_the_same_model_again(found) -> None:
     assert all(again.values()), again
 
 
+MATRICES = 2 * (8 * 64 * 64 + 4 * 4 * 64 * 64)
+"""Numbers in attention and MLPs: two blocks, width 64, two streams."""
+
+
+def test_bf16_becomes_scaled_fp8_where_it_spares_most(found) -> None:
+    for modulation in ("table", "weights"):
+        made = found["dtypes"][f"dit {modulation} to fp8 e4m3 scaled"]
+        assert 0 < made["apart"] < 0.08
+        assert made["held"]["float8_e4m3fn"] == MATRICES
+        assert len(made["quantised"]) == 2 * 12
+        kinds = {name.split(".")[2] for name in made["quantised"]}
+        assert kinds == {"attn", "img_mlp", "txt_mlp"}, "first, last, modulation stay in full"
+    full = found["dtypes"]["dit table to bf16"]
+    assert full["apart"] == 0 and set(full["held"]) == {"bfloat16"}
+    assert full["held"]["bfloat16"] > 2 * MATRICES
+    report = found["dtypes"]["dit table to fp8 e4m3 scaled"]["report"]
+    resident = re.search(r"resident model: (\S+) MB \(float8_e4m3fn 0.20 MB", report)
+    assert resident and float(resident[1]) > 0.2, report
+
+
+def test_fp8_is_multiplied_out_to_bf16(found) -> None:
+    for name in ("fp8", "scaled_fp8", "comfy_quant"):
+        made = found["dtypes"][f"dit {name} table to bf16"]
+        assert set(made["held"]) == {"bfloat16"}
+        # An older host casts what a scaled_fp8 file leaves unquantised as well; here nothing is.
+        rough = name == "scaled_fp8" and not found["knows 2511"]
+        assert made["apart"] <= (0.5 if rough else 0.01)
+    assert found["dtypes"]["dit metadata table to fp8 e4m3 scaled"]["apart"] == 0
+
+
+def test_weights_that_are_views_of_their_file_can_be_used_as_any(found) -> None:
+    """Patched, unpatched, unloaded, saved, written to: the file stays as it is."""
+    mapped = found["mapped"]
+    if sys.platform == "linux":
+        assert mapped["is mapped"] is True
+    assert mapped["patch moves"] > 1e-3 and mapped["written"] > 1e-3
+    assert mapped["unpatched"] == mapped["unloaded"] == mapped["loaded again"] == 0
+    same, saved, stored = mapped["saved"]
+    assert same == saved == stored == 77
+    assert mapped["file kept"]
+
+
+@pytest.mark.parametrize("base", ["dit", "dit metadata"])
+def test_offload_says_how_much_is_on_the_device(found, base: str) -> None:
+    """On a processor, where the host's budget for partial loading is asked for by hand."""
+    auto, none, sequential = (
+        found["offload"][f"{base} {name}"] for name in ("auto", "none", "sequential")
+    )
+    assert auto["apart"] == none["apart"] == sequential["apart"] == 0
+    assert auto["loaded"] == none["loaded"] == 1 and sequential["loaded"] < 0.01
+    assert 0 < auto["kept"] < 1 and auto["freed"] > 0
+    assert none["kept"] == 1 and none["freed"] == 0
+    assert sequential["kept"] < 0.01
+    assert none["static"] and sequential["static"]
+    assert none["cloned"] and sequential["cloned"]
+
+
 def test_what_cannot_run_says_what_to_do(found) -> None:
     refusals = found["refusals"]
     if found["knows 2511"]:
@@ -104,7 +161,11 @@ def test_what_cannot_run_says_what_to_do(found) -> None:
     assert refusals["gone"].startswith("InputError: base: expected one of")
     assert "text_encoder: expected a file" in refusals["no text"]
     assert "expected one of auto, pytorch" in refusals["attention"]
-    told = [refusals[name] for name in ("torn", "gone", "no text", "attention")]
+    assert "expected one of as stored, bf16" in refusals["dtype"]
+    assert "expected one of auto, none, sequential" in refusals["offload"]
+    assert "rounded to float8_e4m3fn without scales" in refusals["fp8 without scales"]
+    others = ("dtype", "offload", "fp8 without scales")
+    told = [refusals[name] for name in ("torn", "gone", "no text", "attention", *others)]
     assert all("Next step: " in each for each in told)
 
 
@@ -119,12 +180,35 @@ def test_only_what_is_one_is_offered(found) -> None:
 
 
 def graph(base: str) -> Graph:
+    """A picture and a prompt through the model, two steps."""
     made = Graph()
     folder = {"text_encoder": "from the folder", "vae": "from the folder"}
-    loader = made.add("QwenEditLoader", base=base, modulation="table", attention="auto", **folder)
-    latent = made.add("EmptyLatentImage", width=64, height=64, batch_size=1)
-    made.save([made.add("VAEDecode", samples=[latent, 0], vae=[loader, 2]), 0])
+    choices = {"modulation": "table", "attention": "auto"}
+    choices |= {"weight_dtype": "as stored", "offload": "auto"}
+    loader = made.add("QwenEditLoader", base=base, **folder, **choices)
+    model, clip, vae = ([loader, output] for output in range(3))
+    picture = [made.add("EmptyImage", width=64, height=64, batch_size=1, color=0x4080C0), 0]
+    encoder = "TextEncodeQwenImageEditPlus"
+    latent = [made.add("VAEEncode", pixels=picture, vae=vae), 0]
+    texts = {}
+    for name, prompt in (("positive", "a person"), ("negative", " ")):
+        text = [made.add(encoder, clip=clip, prompt=prompt, image1=picture), 0]
+        texts[name] = [made.add("ReferenceLatent", conditioning=text, latent=latent), 0]
+    how = {"seed": 3, "steps": 2, "cfg": 4.0, "sampler_name": "euler", "scheduler": "simple"}
+    sampled = made.add("KSampler", model=model, latent_image=latent, denoise=1.0, **texts, **how)
+    made.save([made.add("VAEDecode", samples=[sampled, 0], vae=vae), 0])
     return made
+
+
+@pytest.fixture
+def tiny(comfy):
+    """An official folder that the host's own tokenizer and nodes can run."""
+    folder = comfy.server.base / "models/diffusers/tiny"
+    # The host's tokenizer gives numbers up to the official vocabulary's.
+    sizes = qwen_weights.Sizes(vocabulary=152064)
+    # One that every host knows: 2511's reference method came with 0.5.
+    yield qwen_weights.write_official(folder, sizes, edition="2509")
+    shutil.rmtree(folder)
 
 
 def test_without_any_model_the_node_says_where_one_belongs(comfy) -> None:
@@ -133,16 +217,20 @@ def test_without_any_model_the_node_says_where_one_belongs(comfy) -> None:
     assert "expected Qwen-Image-Edit in models/diffusion_models" in str(refusal.value)
 
 
-def test_a_model_that_this_host_cannot_run_is_refused_on_the_node(comfy) -> None:
-    folder = comfy.server.base / "models/diffusers/tiny"
-    qwen_weights.write_official(folder, edition="2509")
-    try:
-        with pytest.raises(UserError, match="refused") as refusal:
-            comfy.run(graph("other/"))
-        assert "tiny/" in str(refusal.value)
-        failure = outcome(comfy, comfy.do(lambda client: client.submit(graph("tiny/"))))
-        assert isinstance(failure, UserError)
-        assert "text_encoder: expected a vision part of 32 layers" in str(failure)
-        assert "Next step" in str(failure)
-    finally:
-        shutil.rmtree(folder)
+def test_a_tiny_official_folder_runs_through_the_api(comfy, tiny: Path) -> None:
+    result = comfy.run(graph("tiny/"))
+    [picture] = comfy.pictures(result)
+    assert picture.size == (64, 64)
+    low, high = picture.convert("L").getextrema()
+    assert high - low > 8, "noise, not one colour"
+    with pytest.raises(UserError, match="refused") as refusal:
+        comfy.run(graph("other/"))
+    assert "tiny/" in str(refusal.value)
+
+
+def test_a_folder_that_is_not_whole_is_refused_on_the_node(comfy, tiny: Path) -> None:
+    next((tiny / "text_encoder").glob("*-00002-*")).unlink()
+    failure = outcome(comfy, comfy.do(lambda client: client.submit(graph("tiny/"))))
+    assert isinstance(failure, UserError)
+    assert "1 missing: model-00002-of-00003" in str(failure)
+    assert "Next step" in str(failure)

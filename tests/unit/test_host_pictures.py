@@ -154,7 +154,7 @@ def test_the_ending_decides_and_the_texts_stay(tmp_path, ending):
     assert texts["prompt"] == PROMPT
     assert texts["workflow"] == WORKFLOW
     if ending.lower() == "png":
-        assert texts["parameters"] == "Style: cel, ünï"
+        assert texts["Description"] == "Style: cel, ünï"
     assert list(target.parent.iterdir()) == [target]
 
 
@@ -206,3 +206,12 @@ def test_the_result_has_ordinary_permissions(tmp_path):
     finally:
         os.umask(mask)
     assert stat.S_IMODE((tmp_path / "out.png").stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_a_caption_keeps_letters_that_are_not_ascii(tmp_path, ending):
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, "PNG")
+    target = tmp_path / f"a.{ending}"
+    assert pictures.save(data.getvalue(), target, "58×96 | 写实") == []
+    assert pictures.texts_of(target.read_bytes())["Description"] == "58×96 | 写实"
