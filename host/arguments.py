@@ -12,7 +12,7 @@ from .errors import UserError
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 # Verbs that turn a photo into a picture, and what its name gets.
-PICTURE_VERBS = {"cartoon": "cartoon", "restore": "restored"}
+PICTURE_VERBS = {"cartoon": "cartoon", "restore": "restored", "realistic": "realistic"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,6 +47,13 @@ def _side(text: str) -> int:
     return value
 
 
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {(1 << 64) - 1}")
+    return value
+
+
 def _count(text: str) -> int:
     value = int(text)
     if not 0 <= value <= 100:
@@ -72,7 +79,8 @@ def build() -> Parser:
     """The parser of every verb."""
     parser = Parser(
         prog="run.py",
-        description="RealToon: cartoons and restored faces from ComfyUI, in one command.",
+        description="RealToon: cartoons, restored faces and realistic people from ComfyUI, in one"
+        " command.",
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     host = argparse.ArgumentParser(add_help=False)
@@ -94,6 +102,9 @@ def build() -> Parser:
     _add_cartoon(verbs.add_parser("cartoon", parents=[host, job], help="a photo becomes a cartoon"))
     _add_restore(
         verbs.add_parser("restore", parents=[host, job], help="the faces of a photo become sharp")
+    )
+    _add_realistic(
+        verbs.add_parser("realistic", parents=[host, job], help="art becomes a realistic person")
     )
     _add_queue(
         verbs.add_parser("queue", parents=[host, job], help="run any API workflow on a ComfyUI")
@@ -151,9 +162,35 @@ def _add_restore(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_picture(verb: argparse.ArgumentParser, size: str) -> None:
+def _add_realistic(verb: argparse.ArgumentParser) -> None:
+    _add_picture(verb, "default 1024", "ART")
+    verb.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="steps and sampler: official (default), lightning 4, realcharacters, … or how one of"
+        " Edit Preset's begins",
+    )
+    verb.add_argument("--prompt", metavar="TEXT", help="what to do (default: the preset's)")
+    verb.add_argument("--seed", type=_seed, metavar="N", help="another one, another picture")
+    verb.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a file in models/diffusion_models or a folder in models/diffusers, or its beginning"
+        " (default: the workflow's, or the only one there)",
+    )
+    verb.add_argument(
+        "--lora", metavar="FILE", help="a LoRA: a file, or the name of one in models/loras"
+    )
+    verb.add_argument(
+        "--tiny",
+        action="store_true",
+        help="try the workflow on small random weights, made on the spot: it draws noise",
+    )
+
+
+def _add_picture(verb: argparse.ArgumentParser, size: str, what: str = "PHOTO") -> None:
     """What every verb has that turns a photo into a picture."""
-    verb.add_argument("photo", nargs="?", metavar="PHOTO", help="default: a portrait that is free")
+    verb.add_argument("photo", nargs="?", metavar=what, help="default: a portrait that is free")
     verb.add_argument(
         "--size", type=_side, metavar="N", help=f"longest side in pixels, 0 keeps it ({size})"
     )
@@ -192,7 +229,7 @@ def _add_weights(verb: argparse.ArgumentParser, host: argparse.ArgumentParser) -
     actions.add_parser("list", parents=[host], help="what there is, sizes, licences")
     actions.add_parser("faces", parents=[host], help="fetch the face detector")
     download = actions.add_parser("download", parents=[host], help="fetch one entry of the list")
-    download.add_argument("id", metavar="ID")
+    download.add_argument("id", metavar="ID", help="of the list, or realistic, or lightning")
     convert = actions.add_parser("convert", parents=[host], help="weights become .safetensors")
     convert.add_argument("source", metavar="SRC")
     convert.add_argument("target", metavar="DST")
@@ -211,6 +248,8 @@ def check(args: argparse.Namespace) -> None:
         if args.photo is not None:
             check_is_file(args.photo, "give the path of a photo")
         check_out_file(picture_target(args))
+        if args.verb == "realistic":
+            _check_weights(args)
     elif args.verb == "queue":
         check_is_file(args.workflow, "give a workflow saved by Export (API)")
         for picture in args.input:
@@ -220,6 +259,22 @@ def check(args: argparse.Namespace) -> None:
         check_is_file(args.source, "give the path of a weights file")
         check_ending(Path(args.target), (".safetensors",))
         check_out_folder(Path(args.target).absolute().parent)
+
+
+def _check_weights(args: argparse.Namespace) -> None:
+    if args.tiny and (args.lora or args.model):
+        other = "--lora" if args.lora else "--model"
+        raise UserError(
+            f"{other} names weights, and --tiny runs on small ones of its own",
+            "leave one of the two out",
+        )
+    if args.lora and _is_path(args.lora):
+        check_is_file(args.lora, "give a LoRA's file, or the name of one in models/loras")
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can only mean a file's place. A bare one may stand in a models folder."""
+    return Path(name).name != name
 
 
 def picture_target(args: argparse.Namespace) -> Path:

@@ -21,7 +21,7 @@ from .errors import UserError
 from .sources import Host
 
 _HANDOVER = "--handover"
-_EXTRAS = {"test": ["test"], "bench": ["test", "bench"]}
+_EXTRAS = {"test": ["test"], "bench": ["test"]}
 
 
 def main(argv: list[str]) -> int:
@@ -93,6 +93,10 @@ def _outside(argv: list[str]) -> int:
 
         # Before an environment is made for nothing.
         gpen_weights.require(sources.find_local(args.comfyui, cache, paths.PACK_ROOT), cache)
+    if args.verb == "realistic" and not args.tiny:
+        from . import qwen_weights
+
+        qwen_weights.require(sources.find_local(args.comfyui, cache, paths.PACK_ROOT), cache)
     _check_cache(cache)
     stages = Stages()
     host: Host | None = None

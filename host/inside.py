@@ -15,6 +15,7 @@ from .sources import Host
 _MODULES = {
     "cartoon": "cartoon",
     "restore": "restore",
+    "realistic": "realistic",
     "queue": "queue_jobs",
     "serve": "serve",
     "weights": "weights",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from .progress import JobBar
 from .workflow import Workflow
 
 PREPARE = "PrepareImage"
+Changes = dict[tuple[str, str], Any]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,12 @@ class PictureJob:
 
     @property
     def file(self) -> Path:
-        return paths.PACK_ROOT / "workflows" / "api" / f"{self.name}.json"
+        return file_of(self.name)
+
+
+def file_of(name: str) -> Path:
+    """The API workflow of this name."""
+    return paths.PACK_ROOT / "workflows" / "api" / f"{name}.json"
 
 
 def photo(run: Run) -> pictures.Upload:
@@ -51,32 +57,66 @@ def photo(run: Run) -> pictures.Upload:
 
 def draw(run: Run, job: PictureJob, upload: pictures.Upload) -> int:
     """Start the host, run the job, save what it made. Returns: the exit code. Raises: UserError."""
+
+    async def fill(client: ComfyClient, graph: Workflow) -> Changes:
+        known = workflow.options(await client.object_info(job.node), job.choice)
+        return _changes(run, job, graph, known)
+
+    def tell(graph: Workflow, data: bytes) -> str:
+        return caption(graph, job, pictures.size_of(data))
+
+    return carry_out(run, job.file, upload, fill, tell)
+
+
+def carry_out(
+    run: Run,
+    file: Path,
+    upload: pictures.Upload,
+    fill: Callable[[ComfyClient, Workflow], Awaitable[Changes]],
+    tell: Callable[[Workflow, bytes], str],
+    model_folders: tuple[Path, ...] = (),
+) -> int:
+    """Start the host, run a workflow of ours, save what it made.
+
+    fill: (the running host, the workflow) -> what to set in it. tell: (the workflow as it ran,
+    the picture's file) -> the caption; "" keeps the file's own. model_folders: see
+    server.running. Returns: the exit code. Raises: UserError.
+    """
     args, stages = run.args, run.stages
     target = arguments.picture_target(args)
     with ExitStack() as stack:
         with stages.time("start"):
             cpu = torch_choice.needs_cpu_flag(Path(sys.executable))
             comfy = stack.enter_context(
-                server.running(run.host, Path(sys.executable), run.cache, cpu=cpu, port=args.port)
+                server.running(
+                    run.host,
+                    Path(sys.executable),
+                    run.cache,
+                    cpu=cpu,
+                    port=args.port,
+                    model_folders=model_folders,
+                )
             )
-        data, result, graph = asyncio.run(_draw(run, job, comfy, upload))
+        data, result, graph = asyncio.run(_draw(run, file, comfy, upload, fill))
     with stages.time("save"):
-        text = caption(graph, job, pictures.size_of(data))
-        dropped = pictures.save(data, target, text)
+        dropped = pictures.save(data, target, tell(graph, data))
     _report(run, target, data, result, dropped)
     return 0
 
 
 async def _draw(
-    run: Run, job: PictureJob, comfy: server.ComfyServer, upload: pictures.Upload
+    run: Run,
+    file: Path,
+    comfy: server.ComfyServer,
+    upload: pictures.Upload,
+    fill: Callable[[ComfyClient, Workflow], Awaitable[Changes]],
 ) -> tuple[bytes, JobResult, Workflow]:
     stages = run.stages
     async with ComfyClient(
         comfy.url, timeout_s=run.args.timeout, check_server=comfy.raise_if_dead
     ) as client:
-        graph = workflow.load(job.file)
-        known = workflow.options(await client.object_info(job.node), job.choice)
-        changes = _changes(run, job, graph, known)
+        graph = workflow.load(file)
+        changes = await fill(client, graph)
         with stages.time("upload"):
             [loader] = workflow.of_class(graph, "LoadImage")
             changes[loader, "image"] = await client.upload(upload.name, upload.data)
@@ -84,21 +124,24 @@ async def _draw(
         with stages.time("run"), JobBar(1) as bar:
             [result] = await client.run([graph], bar.update)
         if not result.files:
-            raise UserError("the workflow saved no picture", f"look into {job.file}")
+            raise UserError("the workflow saved no picture", f"look into {file}")
         with stages.time("save"):
             return await client.download(result.files[0]), result, graph
 
 
-def _changes(
-    run: Run, job: PictureJob, graph: Workflow, known: list[str]
-) -> dict[tuple[str, str], Any]:
+def _changes(run: Run, job: PictureJob, graph: Workflow, known: list[str]) -> Changes:
     [node] = workflow.of_class(graph, job.node)
     wishes = {**job.wishes, job.choice: job.choose(known, graph[node]["inputs"][job.choice])}
     changes = {(node, name): value for name, value in wishes.items() if value is not None}
-    if run.args.size is not None:
-        [prepare] = workflow.of_class(graph, PREPARE)
-        changes[prepare, "max_side"] = run.args.size
-    return changes
+    return {**changes, **size_of(run, graph)}
+
+
+def size_of(run: Run, graph: Workflow) -> Changes:
+    """--size, where it was given."""
+    if run.args.size is None:
+        return {}
+    [prepare] = workflow.of_class(graph, PREPARE)
+    return {(prepare, "max_side"): run.args.size}
 
 
 def named(kind: str, wanted: str, known: list[str], more: str) -> str:

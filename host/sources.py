@@ -60,7 +60,7 @@ def is_comfyui(folder: Path) -> bool:
     return all((folder / name).is_file() for name in _NEEDED)
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
@@ -86,7 +86,7 @@ def _named(folder: Path) -> Host:
     for candidate in (folder, folder / "ComfyUI"):
         if is_comfyui(candidate):
             version = version_of(candidate)
-            if _numbers(version) < paths.OLDEST_HOST:
+            if numbers(version) < paths.OLDEST_HOST:
                 wanted = ".".join(map(str, paths.OLDEST_HOST))
                 raise UserError(
                     f"the ComfyUI in {candidate} is {version or 'too old'}, the pack needs "
@@ -115,7 +115,7 @@ def _around(pack_root: Path) -> Host | None:
         return None
     folder = pack_root.parent.parent
     version = version_of(folder)
-    if not is_comfyui(folder) or _numbers(version) < paths.OLDEST_HOST:
+    if not is_comfyui(folder) or numbers(version) < paths.OLDEST_HOST:
         return None
     return Host(folder, version, f"the one around this folder, {folder}", owned=False)
 
@@ -131,7 +131,7 @@ def _cached(cache: Path) -> Host | None:
         if is_comfyui(folder):
             origin = json.loads(note.read_text("utf-8"))["origin"]
             found.append(Host(folder, version_of(folder), f"cached, from {origin}", owned=True))
-    return max(found, key=lambda host: _numbers(host.version), default=None)
+    return max(found, key=lambda host: numbers(host.version), default=None)
 
 
 def _fetch(cache: Path) -> Host:

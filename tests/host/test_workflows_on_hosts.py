@@ -3,11 +3,21 @@
 import numpy as np
 import pytest
 import workflow_files as wf
-from graphs import detector, put_gpen
+from graphs import detector, put_gpen, put_qwen
 from PIL import Image
+from realtoon.host import pictures
+from realtoon.host.errors import UserError
+from realtoon.weights_loader import catalog, qwen_tiny
 
 # Set by people; which files there are differs from machine to machine.
-OPEN_CHOICES = {("LoadImage", "image"), ("GPENRestore", "model")}
+OPEN_CHOICES = {
+    ("LoadImage", "image"),
+    ("GPENRestore", "model"),
+    ("LoRAHotInject", "lora"),
+    ("QwenEditLoader", "base"),
+    ("QwenEditLoader", "text_encoder"),
+    ("QwenEditLoader", "vae"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +32,12 @@ def name(request):
 
 def inputs_of(info):
     return {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+
+
+def choices_of(given):
+    """What a combo offers, None for other inputs."""
+    kind, *rest = given
+    return kind if isinstance(kind, list) else (rest[0] if rest else {}).get("options")
 
 
 def test_no_node_is_missing(object_info, name):
@@ -43,8 +59,7 @@ def test_no_input_is_missing_or_unknown(object_info, name):
 def test_choices_are_those_of_this_host(object_info, name):
     for node in wf.load_twin(name).values():
         for given, value in node["inputs"].items():
-            kind, *rest = inputs_of(object_info[node["class_type"]])[given]
-            choices = kind if isinstance(kind, list) else (rest[0] if rest else {}).get("options")
+            choices = choices_of(inputs_of(object_info[node["class_type"]])[given])
             if choices is None or isinstance(value, list):
                 continue
             if (node["class_type"], given) not in OPEN_CHOICES:
@@ -57,8 +72,13 @@ def test_wires_have_this_hosts_types(object_info, name):
         for given, value in node["inputs"].items():
             if isinstance(value, list):
                 origin, slot = value
-                wanted = inputs_of(object_info[node["class_type"]])[given][0]
-                assert object_info[twin[origin]["class_type"]]["output"][slot] == wanted
+                wanted = inputs_of(object_info[node["class_type"]])[given]
+                sent = object_info[twin[origin]["class_type"]]["output"][slot]
+                if isinstance(sent, list):
+                    # An output that sends values of a list, to an input that offers all of them.
+                    assert set(sent) <= set(choices_of(wanted))
+                else:
+                    assert sent == wanted[0]
 
 
 def test_ports_stand_where_the_file_says(object_info, name):
@@ -68,7 +88,8 @@ def test_ports_stand_where_the_file_says(object_info, name):
             continue
         outputs = object_info[node["type"]]["output"]
         for slot, out in enumerate(node["outputs"]):
-            assert outputs[slot] == out["type"], node["title"]
+            kind = outputs[slot]
+            assert out["type"] == ("COMBO" if isinstance(kind, list) else kind), node["title"]
         known = inputs_of(object_info[node["type"]])
         for given in node["inputs"]:
             if given["type"] != "IMAGEUPLOAD":
@@ -88,7 +109,7 @@ def prepared(comfy, name, pictures, **settings):
     loaders = [node for node in twin.values() if node["class_type"] == "LoadImage"]
     for index, (node, picture) in enumerate(zip(loaders, pictures, strict=True)):
         node["inputs"]["image"] = comfy.upload(picture, f"{name}_{index}.png")
-    kinds = ("DCTNetCartoon", "GPENRestore")
+    kinds = ("DCTNetCartoon", "GPENRestore", "KSampler")
     [main] = [node for node in twin.values() if node["class_type"] in kinds]
     main["inputs"].update(settings)
     return twin
@@ -193,6 +214,54 @@ def test_cartoon_with_restoring_switched_on_draws_the_restored_photo(comfy, gpen
     [restored] = map(np.asarray, comfy.pictures(comfy.run(on)))
     assert restored.shape == plain.shape
     assert not np.array_equal(restored, plain)
+
+
+def test_realistic_without_weights_is_refused_with_where_to_get_them(comfy):
+    """Run is pressed before anything was downloaded."""
+    models = comfy.server.base / "models" / "diffusion_models"
+    if any(models.glob("*.safetensors")):
+        pytest.skip("this ComfyUI has models already")
+    with pytest.raises(UserError, match=r"Model\).*expected Qwen-Image-Edit in models/diffusion"):
+        comfy.run(prepared(comfy, "realistic_1024", [photo(64, 64)]))
+
+
+@pytest.fixture(scope="module")
+def qwen(comfy):
+    """Small random weights under the names that the realistic workflows have."""
+    put_qwen(comfy)
+    entry = catalog.find("lightning-4")
+    models = comfy.server.base / "models" / entry.folder
+    qwen_tiny.write_lora(models / entry.files[0].save_as)
+
+
+def realistic(comfy, name, art, **settings):
+    """The one picture that is saved, and its caption."""
+    result = comfy.run(prepared(comfy, name, [art], **settings))
+    [file] = result.files
+    data = comfy.do(lambda client: client.download(file))
+    [picture] = comfy.pictures(result)
+    return np.asarray(picture), pictures.texts_of(data)
+
+
+def test_realistic_1024_keeps_the_frame_and_says_how(comfy, qwen):
+    drawn, texts = realistic(comfy, "realistic_1024", photo(150, 101), seed=1)
+    assert drawn.shape == (101, 150, 3)
+    assert drawn.std() > 5
+    told = texts["Description"]
+    assert told.startswith("Resolution: 150×101 | CFG: 4.0 | Steps: 40 | Weight: none")
+    assert "EditPreset" in texts["prompt"]
+
+
+def test_realistic_1024_lightning_takes_four_steps_with_its_lora(comfy, qwen):
+    art = photo(96, 64)
+    one, texts = realistic(comfy, "realistic_1024_lightning", art, seed=1)
+    other, _ = realistic(comfy, "realistic_1024_lightning", art, seed=2)
+    assert (
+        "| CFG: 1.0 | Steps: 4 | Weight: Qwen-Image-Edit-2511-Lightning-4steps"
+        in (texts["Description"])
+    )
+    assert one.shape == other.shape == (64, 96, 3)
+    assert not np.array_equal(one, other)
 
 
 def test_template_list_offers_them(comfy):

@@ -4,7 +4,15 @@ import socket
 import sys
 
 import pytest
-from realtoon.host import arguments, bootstrap, cartoon, environment, gpen_weights, restore, sources
+from realtoon.host import (
+    arguments,
+    bootstrap,
+    cartoon,
+    environment,
+    gpen_weights,
+    restore,
+    sources,
+)
 from realtoon.host.errors import UserError
 
 
@@ -49,6 +57,15 @@ def nothing_is_made(monkeypatch, tmp_path):
         ("restore --mode whole", "invalid choice: 'whole'"),
         ("restore --style cel", "unknown argument '--style'"),
         ("restore {file}", "there are no GPEN weights in "),
+        ("realistic nowhere.png --tiny", "nowhere.png does not exist"),
+        ("realistic --out x.gif --tiny", "ends in '.gif'"),
+        ("realistic --seed -1", "-1 is not between 0 and 18446744073709551615"),
+        ("realistic --seed lucky", "invalid _seed value: 'lucky'"),
+        ("realistic --lora nowhere/x.safetensors", "nowhere/x.safetensors does not exist"),
+        ("realistic --lora x.safetensors --tiny", "--lora names weights, and --tiny runs on small"),
+        ("realistic --model qwen --tiny", "--model names weights"),
+        ("realistic --strength 1", "unknown argument '--strength'"),
+        ("realistic {file}", "there is no Qwen-Image-Edit in "),
         ("queue", "required: WORKFLOW"),
         ("queue nowhere.json", "nowhere.json does not exist"),
         ("queue {file} --input nowhere.png", "nowhere.png does not exist"),
@@ -139,6 +156,8 @@ def test_queue_takes_many_inputs_and_sets():
         ("restore", "astronaut_restored.png"),
         ("restore some/me.at.home.jpeg", "me.at.home_restored.png"),
         ("restore x.png --out deep/y.webp", "deep/y.webp"),
+        ("realistic", "astronaut_realistic.png"),
+        ("realistic art/娘.webp --tiny", "娘_realistic.png"),
     ],
 )
 def test_where_the_picture_goes(tmp_path, line, name):

@@ -13,6 +13,7 @@ import gpen_weights as gw
 import pytest
 import weights_files as wf
 from realtoon.host import weights
+from realtoon.host.errors import UserError
 from realtoon.weights_loader import __main__ as entry_point
 from realtoon.weights_loader import catalog, dctnet, gpen, parsenet, style_files
 
@@ -26,13 +27,19 @@ FOLDERS = {
     "faces": "facedetection",
     "gpen": "gpen",
     "parsenet": "facedetection",
+    "diffusion": "diffusion_models",
+    "text": "text_encoders",
+    "vae": "vae",
+    "lora": "loras",
 }
+QWENS = ["qwen-edit-2511", "qwen-edit-bf16", "qwen-edit-2509", "qwen-text", "qwen-vae"]
+LORAS = ["lightning-4", "lightning-8", "realcharacters"]
 
 
 def test_the_seven_official_styles_and_all_that_faces_need() -> None:
     assert catalog.ids("style") == OFFICIAL
     assert catalog.ids("gpen") == GPENS
-    assert catalog.ids() == [*OFFICIAL, "faces", *GPENS, "parsenet"]
+    assert catalog.ids() == [*OFFICIAL, "faces", *GPENS, "parsenet", *QWENS, *LORAS]
     assert len(set(catalog.ids())) == len(catalog.ENTRIES)
     assert catalog.find("ANIME") is catalog.ENTRIES[0]
     assert catalog.find("nothing") is None
@@ -62,6 +69,79 @@ def test_the_licence_of_gpens_weights_is_said(name: str) -> None:
     assert entry.licence == "academic and non-commercial use only"
     assert not entry.verified
     assert "unverified" in entry.note
+
+
+def test_sets_are_whole_models_of_checked_files() -> None:
+    for name, ids in catalog.SETS.items():
+        assert catalog.find(name) is None
+        entries = [catalog.find(one) for one in ids]
+        kinds = [entry.kind for entry in entries if entry is not None]
+        assert kinds == ["diffusion", "text", "vae", "lora"][: len(ids)]
+        assert all(entry is not None and entry.verified for entry in entries)
+
+
+def test_sizes_of_the_realistic_models_follow_from_their_parameters() -> None:
+    bf16, fp8 = catalog.find("qwen-edit-bf16"), catalog.find("qwen-edit-2511")
+    assert bf16 is not None and fp8 is not None
+    # reference: 20,430,401,088 parameters; what is not in fp8 takes the rest.
+    assert bf16.size_bytes == 2 * 20_430_401_088
+    assert 20_430_401_088 < fp8.size_bytes < 1.01 * 20_430_401_088
+
+
+def test_addresses_on_hugging_face() -> None:
+    edit, lora = catalog.find("qwen-edit-2511"), catalog.find("lightning-4")
+    assert edit is not None and lora is not None
+    assert edit.files[0].urls == (
+        "https://huggingface.co/Comfy-Org/Qwen-Image-Edit_ComfyUI/resolve/main/split_files"
+        "/diffusion_models/qwen_image_edit_2511_fp8mixed.safetensors",
+    )
+    assert edit.files[0].save_as == "qwen_image_edit_2511_fp8mixed.safetensors"
+    assert lora.page == "https://huggingface.co/lightx2v/Qwen-Image-Edit-2511-Lightning"
+    assert catalog.huggingface_url("a/b", "x y/风.bin").endswith(
+        "/a/b/resolve/main/x%20y/%E9%A3%8E.bin"
+    )
+
+
+def test_a_set_is_fetched_file_by_file_into_its_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Path, object]] = []
+
+    def fetch(urls: object, target: Path, **given: object) -> str:
+        asked.append((target, given["sha256"]))
+        return "0" * 64
+
+    monkeypatch.setattr(weights.download, "fetch", fetch)
+    usage = type("Usage", (), {"free": 1 << 40})
+    monkeypatch.setattr(weights.shutil, "disk_usage", lambda folder: usage)
+    assert weights.fetch("Realistic", tmp_path) == 0
+    assert [target.parent.name for target, _ in asked] == [
+        "diffusion_models",
+        "text_encoders",
+        "vae",
+    ]
+    assert all(sha256 for _, sha256 in asked)
+
+
+def test_a_full_disk_is_told_before_the_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(*unused: object, **given: object) -> str:
+        raise AssertionError("went on past the check")
+
+    monkeypatch.setattr(weights.download, "fetch", fetch)
+    usage = type("Usage", (), {"free": 10**9})
+    monkeypatch.setattr(weights.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(UserError, match=r"fp8mixed.*needs 20\.53 GB and .* has 1\.00 GB left"):
+        weights.fetch("qwen-edit-2511", tmp_path / "models")
+    # What has arrived already needs no more room.
+    part = tmp_path / "models" / "vae" / "qwen_image_vae.safetensors.part"
+    part.parent.mkdir(parents=True)
+    with part.open("wb") as file:
+        file.truncate(253_806_000)
+    usage.free = 1000
+    with pytest.raises(AssertionError, match="went on"):
+        weights.fetch("qwen-vae", tmp_path / "models")
 
 
 def test_gpens_sizes_and_addresses() -> None:
@@ -104,7 +184,10 @@ def test_the_list_shows_every_entry_and_what_is_here(
     assert said.count("academic and non-commercial use only, unverified") == 5
 
 
-@pytest.mark.parametrize(("name", "limit_mib"), [("gpen-512", 400), ("parsenet", 150), ("3d", 64)])
+@pytest.mark.parametrize(
+    ("name", "limit_mib"),
+    [("gpen-512", 400), ("parsenet", 150), ("3d", 64), ("realcharacters", 4096)],
+)
 def test_a_download_stops_where_its_kind_ends(
     name: str, limit_mib: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,11 +10,26 @@ from realtoon.weights_loader import catalog
 
 # The thumbnail is shown as a small square.
 THUMBNAIL_BYTES = 120_000
-OURS = ("DCTNetCartoon", "GPENRestore", "PrepareImage", "RestoreFraming")
+OURS = (
+    "DCTNetCartoon",
+    "EditPreset",
+    "EncodeForEdit",
+    "GPENRestore",
+    "LoRAHotInject",
+    "PrepareImage",
+    "QwenEditLoader",
+    "RestoreFraming",
+    "ResultCaption",
+    "TiledVAEDecode",
+)
+REALISTIC = ("realistic_1024", "realistic_1024_lightning")
 DEFAULTS = {
     "DCTNetCartoon": ["cel (built-in)", 0.75, 1, True, 10, 40, 0],
     "GPENRestore": ["GPEN-BFR-512.pth", 1, 1, 0, "largest", 20, "faces", 512, 64, "auto"],
     "PrepareImage": [1024, 1, "white", "pad", 0, 0, 0],
+    "EncodeForEdit": ["", " ", "noise", "auto", 384],
+    "RestoreFraming": ["prepared"],
+    "TiledVAEDecode": ["fp32", 0],
 }
 # Names that the browser's own list of a node's inputs does not give a wire type.
 ANY = "*"
@@ -35,7 +50,7 @@ def restorers(workflow):
 
 
 def test_the_workflows_are_shipped():
-    assert {"cartoon_1024", "cartoon_batch", "restore_portrait"} <= set(wf.NAMES)
+    assert {"cartoon_1024", "cartoon_batch", "restore_portrait", *REALISTIC} <= set(wf.NAMES)
 
 
 def test_each_has_a_twin_and_a_thumbnail_and_nothing_is_left_over(name):
@@ -58,7 +73,8 @@ def test_twin_is_the_same_graph(name, workflow):
 def test_twin_that_differs_is_seen(name, workflow):
     changed = copy.deepcopy(workflow)
     used = [node for node in changed["nodes"] if node["mode"] == 0]
-    node = next(node for node in used if node["type"] in ("DCTNetCartoon", "GPENRestore"))
+    kinds = ("DCTNetCartoon", "GPENRestore", "EditPreset")
+    node = next(node for node in used if node["type"] in kinds)
     node["widgets_values"][1] = 0.5
     assert wf.ui_to_api(changed) != wf.load_twin(name)
 
@@ -167,9 +183,86 @@ def test_defaults_are_the_nodes_own(name, workflow):
     if name == "restore_portrait":
         # Nothing is gained by making a photo smaller before its faces are restored.
         wanted["PrepareImage"] = [0, *DEFAULTS["PrepareImage"][1:]]
+    if name in REALISTIC:
+        # What the model sees of a picture is a grid of 16 pixels.
+        wanted["PrepareImage"] = [1024, 16, *DEFAULTS["PrepareImage"][2:]]
     for node in workflow["nodes"]:
         if node["type"] in wanted:
             assert node["widgets_values"] == wanted[node["type"]]
+
+
+@pytest.fixture(params=REALISTIC)
+def realistic(request):
+    """A realistic workflow's nodes by their class, in the order in which they run."""
+    found = {}
+    for node in wf.load_twin(request.param).values():
+        found.setdefault(node["class_type"], []).append(node["inputs"])
+    return found
+
+
+def origin(name, link):
+    return wf.load_twin(name)[link[0]]["class_type"]
+
+
+@pytest.mark.parametrize("name", REALISTIC)
+def test_the_realistic_graph_is_joined_as_the_model_wants_it(name):
+    twin = wf.load_twin(name)
+    nodes = {node["class_type"]: node["inputs"] for node in twin.values()}
+    encode, sampler = nodes["EncodeForEdit"], nodes["KSampler"]
+    assert origin(name, encode["image"]) == "PrepareImage"
+    assert origin(name, encode["clip"]) == origin(name, encode["vae"]) == "QwenEditLoader"
+    # Nothing that the preset knows is typed into another node.
+    given = ("model", "steps", "cfg", "sampler_name", "scheduler", "denoise")
+    outputs = [out["name"] for out in by_class(name, "EditPreset")["outputs"]]
+    for kind, inputs in (("KSampler", given), ("EncodeForEdit", ("prompt", "negative"))):
+        for each in inputs:
+            node, slot = nodes[kind][each]
+            assert (twin[node]["class_type"], outputs[slot]) == ("EditPreset", each)
+    for each in ("positive", "negative", "latent_image"):
+        assert origin(name, sampler[each]) == "EncodeForEdit"
+    assert origin(name, nodes["TiledVAEDecode"]["samples"]) == "KSampler"
+    assert origin(name, nodes["TiledVAEDecode"]["vae"]) == "QwenEditLoader"
+    assert origin(name, nodes["RestoreFraming"]["image"]) == "TiledVAEDecode"
+    assert origin(name, nodes["RestoreFraming"]["framing"]) == "PrepareImage"
+    # GPENRestore stands between the two and is off.
+    assert origin(name, nodes["ResultCaption"]["image"]) == "RestoreFraming"
+    assert by_class(name, "GPENRestore")["mode"] == wf.BYPASSED
+
+
+def by_class(name, kind):
+    [node] = [node for node in wf.load(name)["nodes"] if node["type"] == kind]
+    return node
+
+
+def test_the_usual_realistic_graph_has_the_official_settings(realistic):
+    [preset] = realistic["EditPreset"]
+    loras = [inputs["lora"] for inputs in realistic["LoRAHotInject"]]
+    assert preset["preset"] == ("official, 40 steps" if len(loras) == 1 else "Lightning, 4 steps")
+    # The last is for a LoRA of one's own, and empty.
+    assert loras[-1] == "none"
+    assert loras[:-1] in ([], [catalog.find("lightning-4").files[0].save_as])
+    assert (preset["scene"], preset["skin"], preset["prompt"]) == ("usual", False, "")
+
+
+@pytest.mark.parametrize("name", REALISTIC)
+def test_the_realistic_models_are_those_of_the_catalogue(name):
+    """The front end offers these links where the files are missing."""
+    loaders = [node for node in wf.load(name)["nodes"] if "models" in node["properties"]]
+    offered = [model for node in loaders for model in node["properties"]["models"]]
+    ids = catalog.SETS["lightning" if name.endswith("lightning") else "realistic"]
+    entries = [catalog.find(each) for each in ids]
+    assert offered == [
+        {"name": file.save_as, "url": file.urls[0], "directory": entry.folder}
+        for entry in entries
+        for file in entry.files
+    ]
+    chosen = [value for node in loaders for value in node["widgets_values"]]
+    assert {model["name"] for model in offered} <= set(chosen)
+    notes = " ".join(node["widgets_values"][0] for node in wf.load(name)["nodes"]
+                     if node["type"] in wf.NOTES)  # fmt: skip
+    size = sum(entry.size_bytes for entry in entries) / 1e9
+    assert f"{size:.0f} GB" in notes
+    assert f"weights download {'lightning' if len(ids) == 4 else 'realistic'}`" in notes
 
 
 def test_restoring_stands_before_the_cartoon_and_is_off():
