@@ -96,9 +96,8 @@ class Pipeline:
     def references(self, image: Tensor) -> dict[str, float]:
         """How far the reference lies off at the workflows' size, ours and the host's own node's."""
         [prepared, *_] = self.ours.prepare(image, WORKFLOW_SIDE, 16, "white").args
-        ruler = _Ruler()
-        ours = self.ours.encode(clip=self.clip, vae=ruler, image=prepared, **CHOICES).args[0]
-        peer = self.peer(clip=_Silent(), prompt="", vae=ruler, image1=prepared).args[0]
+        ours = self.ours.encode(clip=self.clip, vae=self.vae, image=prepared, **CHOICES).args[0]
+        peer = self.peer(clip=_Silent(), prompt="", vae=_Ruler(), image1=prepared).args[0]
         result_hw = tuple(prepared.shape[1:3])
         held = (each[0][1]["reference_latents"][0] for each in (ours, peer))
         off, peer_off = (off_px(result_hw, _picture_hw(each)) for each in held)

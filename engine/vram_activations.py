@@ -11,8 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    # The command line plans with this before there is a torch.
+    from torch import Tensor
 
 GB = 10**9
 TEXT, ENCODE, DIT, DECODE, RESTORE = "text encoding", "picture encoding", "DiT", "decode", "restore"

@@ -61,6 +61,13 @@ def _count(text: str) -> int:
     return value
 
 
+def _gb(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 10000:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 10000")
+    return value
+
+
 def _port(text: str) -> int:
     value = int(text)
     if not 1 <= value <= 65535:
@@ -111,6 +118,7 @@ def build() -> Parser:
     )
     serve = verbs.add_parser("serve", parents=[host], help="ComfyUI in the browser, with the pack")
     serve.add_argument("--port", type=_port, metavar="N", help="default: 8188 or the next free one")
+    _add_plan(verbs.add_parser("plan", help="how much memory a run takes, without starting one"))
     _add_weights(verbs.add_parser("weights", help="list and fetch model weights"), host)
     more = "All other arguments go to "
     verbs.add_parser(
@@ -222,6 +230,19 @@ def _add_queue(verb: argparse.ArgumentParser) -> None:
         "--format", choices=["png", "jpg", "webp"], help="turn pictures into it (default: as made)"
     )
     verb.add_argument("--port", type=_port, metavar="N", help="for our own ComfyUI")
+
+
+def _add_plan(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("what", choices=["realistic"], help="which pipeline")
+    verb.add_argument("--card", type=_gb, default=24.0, metavar="GB", help="default 24")
+    verb.add_argument(
+        "--reserve", type=_gb, default=0.5, metavar="GB", help="left for others (default 0.5)"
+    )
+    verb.add_argument(
+        "--size", type=_side, default=1024, metavar="N", help="both sides in px (default 1024)"
+    )
+    verb.add_argument("--references", type=_count, default=1, metavar="N", help="default 1")
+    verb.add_argument("--weights", choices=["fp8", "bf16"], default="fp8", help="default fp8")
 
 
 def _add_weights(verb: argparse.ArgumentParser, host: argparse.ArgumentParser) -> None:

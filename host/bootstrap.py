@@ -88,6 +88,10 @@ def _outside(argv: list[str]) -> int:
         from . import weights
 
         return weights.main(args, cache)
+    if args.verb == "plan":
+        from . import plan
+
+        return plan.main(args)
     if args.verb == "restore":
         from . import gpen_weights
 

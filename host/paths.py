@@ -23,6 +23,7 @@ NODE_IDS = (
     "ResultCaption",
     "TiledVAEDecode",
     "TiledVAEEncode",
+    "VRAMGuard",
 )
 
 # The folder name inside custom_nodes/. ComfyUI uses it in addresses, so it is the registry's name.

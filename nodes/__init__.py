@@ -14,6 +14,7 @@ from .restore_framing import RestoreFraming
 from .result_caption import ResultCaption
 from .tiled_vae_decode import TiledVAEDecode
 from .tiled_vae_encode import TiledVAEEncode
+from .vram_guard import VRAMGuard
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     DCTNetCartoon,
@@ -27,6 +28,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     ResultCaption,
     TiledVAEDecode,
     TiledVAEEncode,
+    VRAMGuard,
 )
 
 

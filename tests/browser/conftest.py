@@ -15,12 +15,11 @@ from pathlib import Path
 import comfy_hosts
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-# What writes weights of random numbers lies beside the unit tests.
-sys.path.append(str(comfy_hosts.ROOT / "tests" / "unit"))
-import gpen_weights  # noqa: E402
+# What writes weights of random numbers lies beside the host tests.
+sys.path.append(str(comfy_hosts.ROOT / "tests" / "host"))
+import graphs  # noqa: E402
 
 PACKAGE = "comfyui-frontend-package"
 try:
@@ -73,8 +72,8 @@ def pytest_generate_tests(metafunc):
 def comfy(request):
     """A running ComfyUI (comfy_hosts.Comfy) with a small example.png among its inputs.
 
-    It has a small generator of random weights under the name that restore_portrait has: where that
-    is missing, the front end asks for it as it should.
+    It has small models of random weights under the names that the workflows have: where one is
+    missing, the front end asks for it as it should.
     """
     reason = _why_not()
     if reason:
@@ -91,10 +90,8 @@ def comfy(request):
         data = io.BytesIO()
         picture.save(data, "PNG")
         assert running.upload(data.getvalue(), "example.png") == "example.png"
-        folder = running.server.base / "models" / "gpen"
-        folder.mkdir(parents=True, exist_ok=True)
-        state = gpen_weights.state(gpen_weights.TINY, kernels=True)
-        torch.save(state, folder / "GPEN-BFR-512.pth")
+        graphs.put_gpen(running, "GPEN-BFR-512.pth")
+        graphs.put_qwen(running)
         settle(running, comfy_page.SETTINGS)
         yield running
 

@@ -145,8 +145,8 @@ def put_gpen(comfy: Comfy, name: str, seed: int = 0, folder: str = "gpen") -> st
 
 
 def put_qwen(comfy: Comfy) -> None:
-    """Write a small Qwen-Image-Edit that this host can run, repacked as ComfyUI's files are, into
-    the running host under the names that the workflows have."""
+    """Write a small Qwen-Image-Edit that this host can run, repacked as ComfyUI's files are, and a
+    LoRA for it, into the running host under the names that the workflows have."""
     models = comfy.server.base / "models"
     names = {entry.kind: models / entry.folder / entry.files[0].save_as for entry in QWEN_PARTS}
     edition = "2511" if qwen_weights.runs_2511(comfy.server.host) else "2509"
@@ -155,6 +155,8 @@ def put_qwen(comfy: Comfy) -> None:
         for kind, part in (("diffusion", base.dit), ("text", base.text), ("vae", base.vae)):
             assert part is not None
             safetensors_file.write(names[kind], qwen_image.state(part), {})
+    entry = catalog.find("lightning-4")
+    qwen_tiny.write_lora(models / entry.folder / entry.files[0].save_as)
 
 
 def detector(comfy: Comfy) -> bool:

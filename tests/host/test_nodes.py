@@ -25,6 +25,7 @@ NODE_IDS = (
     "ResultCaption",
     "TiledVAEDecode",
     "TiledVAEEncode",
+    "VRAMGuard",
 )
 INPUTS = {
     "DCTNetCartoon": {
@@ -127,6 +128,19 @@ INPUTS = {
         "precision": ("COMBO", None),
         "strip_rows": ("INT", (0, 0, 2048, None)),
     },
+    "VRAMGuard": {
+        "model": ("MODEL", None),
+        "card_gb": ("FLOAT", (0.0, 0.0, 512.0, 0.1)),
+        "text_encoder_gb": ("FLOAT", (0.0, 0.0, 512.0, 0.1)),
+        "dit_gb": ("FLOAT", (0.0, 0.0, 512.0, 0.1)),
+        "vae_gb": ("FLOAT", (0.0, 0.0, 512.0, 0.1)),
+        "reserve_gb": ("FLOAT", (0.5, 0.0, 512.0, 0.1)),
+        "width": ("INT", (0, 0, 16384, 16)),
+        "height": ("INT", (0, 0, 16384, 16)),
+        "on_exceed": ("COMBO", None),
+        "clip": ("CLIP", None),
+        "vae": ("VAE", None),
+    },
 }
 # Those of PrepareImage came later: API workflows from before do not name them.
 OPTIONAL = {
@@ -141,6 +155,7 @@ OPTIONAL = {
     "ResultCaption": ["sampler"],
     "TiledVAEDecode": [],
     "TiledVAEEncode": [],
+    "VRAMGuard": ["clip", "vae"],
 }
 OUTPUTS = {
     "DCTNetCartoon": (["IMAGE", "MASK", "STRING"], ["image", "face_mask", "report"]),
@@ -170,6 +185,10 @@ OUTPUTS = {
     "ResultCaption": (["IMAGE", "STRING"], ["image", "caption"]),
     "TiledVAEDecode": (["IMAGE", "STRING"], ["image", "report"]),
     "TiledVAEEncode": (["LATENT", "STRING"], ["samples", "report"]),
+    "VRAMGuard": (
+        ["MODEL", "CLIP", "VAE", "STRING", "IMAGE"],
+        ["model", "clip", "vae", "report", "chart"],
+    ),
 }
 
 

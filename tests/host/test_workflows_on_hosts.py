@@ -7,7 +7,6 @@ from graphs import detector, put_gpen, put_qwen
 from PIL import Image
 from realtoon.host import pictures
 from realtoon.host.errors import UserError
-from realtoon.weights_loader import catalog, qwen_tiny
 
 # Set by people; which files there are differs from machine to machine.
 OPEN_CHOICES = {
@@ -229,9 +228,6 @@ def test_realistic_without_weights_is_refused_with_where_to_get_them(comfy):
 def qwen(comfy):
     """Small random weights under the names that the realistic workflows have."""
     put_qwen(comfy)
-    entry = catalog.find("lightning-4")
-    models = comfy.server.base / "models" / entry.folder
-    qwen_tiny.write_lora(models / entry.files[0].save_as)
 
 
 def realistic(comfy, name, art, **settings):

@@ -75,7 +75,10 @@ def test_wrong_arguments_end_before_anything_runs(name, arguments, capsys) -> No
     assert written.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["cartoon", "restore"])
+ALL = sorted(file.stem for file in BENCHMARKS.glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_every_group_of_a_benchmark_exists(name) -> None:
     import _command
 

@@ -210,7 +210,7 @@ def test_the_realistic_graph_is_joined_as_the_model_wants_it(name):
     nodes = {node["class_type"]: node["inputs"] for node in twin.values()}
     encode, sampler = nodes["EncodeForEdit"], nodes["KSampler"]
     assert origin(name, encode["image"]) == "PrepareImage"
-    assert origin(name, encode["clip"]) == origin(name, encode["vae"]) == "QwenEditLoader"
+    assert origin(name, encode["clip"]) == origin(name, encode["vae"]) == "VRAMGuard"
     # Nothing that the preset knows is typed into another node.
     given = ("model", "steps", "cfg", "sampler_name", "scheduler", "denoise")
     outputs = [out["name"] for out in by_class(name, "EditPreset")["outputs"]]
@@ -221,7 +221,11 @@ def test_the_realistic_graph_is_joined_as_the_model_wants_it(name):
     for each in ("positive", "negative", "latent_image"):
         assert origin(name, sampler[each]) == "EncodeForEdit"
     assert origin(name, nodes["TiledVAEDecode"]["samples"]) == "KSampler"
-    assert origin(name, nodes["TiledVAEDecode"]["vae"]) == "QwenEditLoader"
+    assert origin(name, nodes["TiledVAEDecode"]["vae"]) == "VRAMGuard"
+    for each in ("clip", "vae"):
+        assert origin(name, nodes["VRAMGuard"][each]) == "QwenEditLoader"
+    assert origin(name, nodes["VRAMGuard"]["model"]) == "LoRAHotInject"
+    assert origin(name, nodes["EditPreset"]["model"]) == "VRAMGuard"
     assert origin(name, nodes["RestoreFraming"]["image"]) == "TiledVAEDecode"
     assert origin(name, nodes["RestoreFraming"]["framing"]) == "PrepareImage"
     # GPENRestore stands between the two and is off.

@@ -6,8 +6,10 @@ import { app } from "../../../scripts/app.js";
 
 const CATEGORY = "RealToon";
 const WIDGET = "realtoon_report";
+// What a node says while it runs; the front end's own, which it would save with the workflow.
+const ANSWERS = [WIDGET, "$$node-text-preview"];
 const LINE_PX = 16;
-const MOST_LINES = 12;
+const MOST_LINES = 7;
 // The element's own, and the margin that the front end takes off a DOM widget's height.
 const PADDING_PX = 8 + 20;
 
@@ -70,6 +72,14 @@ app.registerExtension({
     if (nodeData.category?.split("/")[0] !== CATEGORY) {
       return;
     }
+    const save = nodeType.prototype.onSerialize;
+    nodeType.prototype.onSerialize = function (saved, ...rest) {
+      save?.call(this, saved, ...rest);
+      const first = this.widgets?.findIndex((each) => ANSWERS.includes(each.name)) ?? -1;
+      if (first >= 0 && saved.widgets_values?.length > first) {
+        saved.widgets_values.length = first;
+      }
+    };
     const before = nodeType.prototype.onExecuted;
     nodeType.prototype.onExecuted = function (message, ...rest) {
       before?.call(this, message, ...rest);
