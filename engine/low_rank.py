@@ -61,6 +61,13 @@ class Held(nn.Module):
         self._parameters[name] = nn.Parameter(tensor, requires_grad=False)
         return Slot(self, name)
 
+    def to(self, *args: Any, **kwargs: Any) -> Held:
+        """As of every module, but at once where nothing is to be moved: hosts ask at each load, and
+        a thousand tensors take longer to be left alone than a switch may."""
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        there = dtype is None and all(t.device == device for t in self._parameters.values())
+        return self if there else super().to(*args, **kwargs)
+
 
 class Slot(NamedTuple):
     """Where a tensor is held; whoever moves the holder to a device puts another in its place."""
@@ -252,15 +259,18 @@ def added_bias(use: Use) -> Tensor | None:
 class Injected:
     """Adapters put beside layers of a model, until ``remove``.
 
-    root: the model. beside: names of its layers -> what stands beside each. shared: layers whose
-    output is kept by others, and so is not written to.
-    Raises: AttributeError for a name that the model does not have; nothing is changed then.
+    layers: the model's layers by name. beside: names of layers -> what stands beside each. shared:
+    layers whose output is kept by others, and so is not written to.
+    Raises: KeyError for a name that the model does not have; nothing is changed then.
     """
 
     def __init__(
-        self, root: nn.Module, beside: Mapping[str, Beside], shared: Sequence[str] = ()
+        self,
+        layers: Mapping[str, nn.Module],
+        beside: Mapping[str, Beside],
+        shared: Sequence[str] = (),
     ) -> None:
-        found = {name: root.get_submodule(name) for name in beside}
+        found = {name: layers[name] for name in beside}
         self._wraps = [_Wrap(found[name], beside[name], name in shared) for name in beside]
 
     def remove(self) -> bool:

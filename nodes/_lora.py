@@ -213,7 +213,7 @@ def _putter(beside: Mapping[str, Beside], shared: Sequence[str]) -> Callable[...
         old = _standing.pop(patcher.model, None)
         if old is not None:
             old[1].remove()
-        injected = Injected(patcher.model.diffusion_model, beside, shared)
+        injected = Injected(layers(patcher), beside, shared)
         _standing[patcher.model] = (id(patcher), injected)
 
     return put

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,13 @@ def as_picture(rgb_chw: Tensor) -> Image.Image:
     """(3,H,W) float in [0,1] as 8 bits, cut off and not rounded, as the host's SaveImage does."""
     values = (rgb_chw * 255).to(torch.uint8)
     return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
+
+
+def as_image(pictures: Sequence[Image.Image]) -> Tensor:
+    """RGB pictures of one size as (B,H,W,3) float in [0,1], ComfyUI's IMAGE."""
+    rows = [torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8) for p in pictures]
+    width, height = pictures[0].size
+    return torch.stack(rows).reshape(-1, height, width, 3).float() / 255
 
 
 @dataclass(frozen=True)

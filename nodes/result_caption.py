@@ -57,18 +57,20 @@ class ResultCaption(io.ComfyNode):
         about = _saving.inside(text, cls.hidden.prompt, cls.hidden.extra_pnginfo)
         folder = _saving.Folder(filename_prefix, pictures.hw)
         progress = _host.Progress(len(pictures))
-        files, notes = [], []
+        files, notes, drawn = [], [], []
         for index in range(len(pictures)):
             rows = pictures.reader(index)(0, pictures.hw[0])
             picture, missing = _saving.as_picture(rows), ""
             if draw == "below":
                 picture, missing = _strip.below(picture, text)
+            drawn.append(picture)
             data, dropped = _saving.encoded(picture, format, about)
             files.append(folder.write(data, format, index))
             notes = _notes(missing, dropped)
             progress.step()
         told = [text, *notes, *pictures.notes()]
-        return io.NodeOutput(image, text, ui={"images": files, "text": ["\n".join(told)]})
+        shown = {"images": files, "text": ["\n".join(told)]}
+        return io.NodeOutput(image, text, _saving.as_image(drawn), ui=shown)
 
 
 def _notes(missing: str, dropped: list[str]) -> list[str]:
@@ -147,4 +149,8 @@ def _outputs() -> list[io.Output]:
             display_name="image", tooltip="The pictures as they came in, without the strip."
         ),
         io.String.Output(display_name="caption", tooltip="The caption, one line of text."),
+        io.Image.Output(
+            display_name="drawn",
+            tooltip="The pictures as they are in the files, with the strip where one is drawn.",
+        ),
     ]

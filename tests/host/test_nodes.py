@@ -182,7 +182,7 @@ OUTPUTS = {
     "PrepareImage": (["IMAGE", "STRING", "REALTOON_FRAMING"], ["image", "report", "framing"]),
     "QwenEditLoader": (["MODEL", "CLIP", "VAE", "STRING"], ["model", "clip", "vae", "report"]),
     "RestoreFraming": (["IMAGE", "STRING"], ["image", "report"]),
-    "ResultCaption": (["IMAGE", "STRING"], ["image", "caption"]),
+    "ResultCaption": (["IMAGE", "STRING", "IMAGE"], ["image", "caption", "drawn"]),
     "TiledVAEDecode": (["IMAGE", "STRING"], ["image", "report"]),
     "TiledVAEEncode": (["LATENT", "STRING"], ["samples", "report"]),
     "VRAMGuard": (
