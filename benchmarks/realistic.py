@@ -18,7 +18,7 @@ NOTES = """
 - Weights: tiny, made from a seed, in the official layout with the official names; differences are
   the largest ones of latents, or relative to their size where the row says so.
 - diffusers: the same fp32 weights, noise, sigmas and picture; at a size that neither side scales.
-- Memory: bytes of all tensors that are alive, followed on fake tensors through ComfyUI's own
+- Memory: bytes of all tensors that are alive, followed on torch's meta device through ComfyUI's own
   graph at the real size; nothing ran on a GPU. A card needs more for its context and workspaces.
 - Loading: a file of holes with the real header, in a process of its own.
 - Framing: a picture through PrepareImage, EncodeForEdit, no denoising, decoding and RestoreFraming;
