@@ -14,11 +14,13 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from realtoon.host import paths, server, sources, torch_choice, workflow
 from realtoon.host.client import ComfyClient, JobResult
 from realtoon.host.sources import Host
 
+NONE = "no ComfyUI at hand: run `python run.py test`, or set COMFYUI_PATH"
 ROOT = Path(__file__).resolve().parent.parent
 CARTOON = ROOT / "workflows" / "api" / "cartoon_1024.json"
 
@@ -81,6 +83,24 @@ class Comfy:
         for picture in found:
             picture.load()
         return found
+
+
+def found_by(script: str, limit_s: float):
+    """A fixture: what a script of cases in tests/host finds on each host at hand, once a module."""
+    hosts = at_hand()
+    cases = Path(__file__).parent / "host" / script
+
+    @pytest.fixture(
+        scope="module",
+        params=hosts or [None],
+        ids=[f"comfyui-{host.version}" for host in hosts] or ["no-comfyui"],
+    )
+    def found(request, tmp_path_factory) -> dict:
+        if request.param is None:
+            pytest.skip(NONE)
+        return found_in_process(cases, request.param, tmp_path_factory.mktemp("base"), limit_s)
+
+    return found
 
 
 def found_in_process(cases: Path, host: Host, base: Path, limit_s: float) -> dict:

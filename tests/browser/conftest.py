@@ -36,7 +36,7 @@ def _why_not() -> str | None:
     if comfy_page.executables() is None:
         return "no Chromium: install chromium and its chromedriver"
     if not comfy_hosts.at_hand():
-        return "no ComfyUI at hand: run `python run.py test`, or set COMFYUI_PATH"
+        return comfy_hosts.NONE
     return None
 
 

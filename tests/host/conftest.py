@@ -3,8 +3,6 @@
 import comfy_hosts
 import pytest
 
-NONE = "no ComfyUI at hand: run `python run.py test`, or set COMFYUI_PATH"
-
 
 def pytest_generate_tests(metafunc):
     """A test that takes `comfy` runs on every host version at hand."""
@@ -18,7 +16,7 @@ def pytest_generate_tests(metafunc):
 def comfy(request):
     """A running ComfyUI (comfy_hosts.Comfy), one process for all tests of the session."""
     if request.param is None:
-        pytest.skip(NONE)
+        pytest.skip(comfy_hosts.NONE)
     with comfy_hosts.started(request.param) as running:
         yield running
 
@@ -28,5 +26,5 @@ def host():
     """The first ComfyUI at hand, not started."""
     found = comfy_hosts.at_hand()
     if not found:
-        pytest.skip(NONE)
+        pytest.skip(comfy_hosts.NONE)
     return found[0]

@@ -9,7 +9,7 @@ import comfy_hosts
 import graphs
 import numpy as np
 import pytest
-from conftest import NONE
+from comfy_hosts import NONE
 from graphs import Graph, photo
 from PIL import ExifTags, Image
 from realtoon.host import pictures

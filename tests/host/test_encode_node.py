@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import comfy_hosts
 import pytest
 
-CASES = Path(__file__).with_name("encode_cases.py")
-HOSTS = comfy_hosts.at_hand()
 NEW = "index_timestep_zero"
 
 
-@pytest.fixture(
-    scope="module",
-    params=HOSTS or [None],
-    ids=[f"comfyui-{host.version}" for host in HOSTS] or ["no-comfyui"],
-)
-def found(request, tmp_path_factory) -> dict:
-    """What encode_cases.py found on each host at hand."""
-    if request.param is None:
-        pytest.skip("no ComfyUI at hand: run `python run.py test`, or set COMFYUI_PATH")
-    return comfy_hosts.found_in_process(
-        CASES, request.param, tmp_path_factory.mktemp("base"), limit_s=300
-    )
+found = comfy_hosts.found_by("encode_cases.py", limit_s=300)
 
 
 def test_the_reference_is_the_picture_bit_for_bit(found) -> None:

@@ -15,23 +15,10 @@ from realtoon.host.errors import UserError
 sys.path.append(str(Path(__file__).resolve().parent.parent / "unit"))
 import qwen_weights  # noqa: E402  (the makers of tiny weights lie with the unit tests)
 
-CASES = Path(__file__).with_name("guard_cases.py")
-HOSTS = comfy_hosts.at_hand()
 PHASES = ("outer", "prepare", "sampler", "step", "forward")
 
 
-@pytest.fixture(
-    scope="module",
-    params=HOSTS or [None],
-    ids=[f"comfyui-{host.version}" for host in HOSTS] or ["no-comfyui"],
-)
-def found(request, tmp_path_factory) -> dict:
-    """What guard_cases.py found on each host at hand."""
-    if request.param is None:
-        pytest.skip("no ComfyUI at hand: run `python run.py test`, or set COMFYUI_PATH")
-    return comfy_hosts.found_in_process(
-        CASES, request.param, tmp_path_factory.mktemp("base"), limit_s=540
-    )
+found = comfy_hosts.found_by("guard_cases.py", limit_s=540)
 
 
 @pytest.mark.parametrize("way", ["adapt", "warn", "stop"])

@@ -3,27 +3,10 @@ own process."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import comfy_hosts
 import pytest
 
-CASES = Path(__file__).with_name("lora_cases.py")
-HOSTS = comfy_hosts.at_hand()
-
-
-@pytest.fixture(
-    scope="module",
-    params=HOSTS or [None],
-    ids=[f"comfyui-{host.version}" for host in HOSTS] or ["no-comfyui"],
-)
-def found(request, tmp_path_factory) -> dict:
-    """What lora_cases.py found on each host at hand."""
-    if request.param is None:
-        pytest.skip("no ComfyUI at hand: run `python run.py test`, or set COMFYUI_PATH")
-    return comfy_hosts.found_in_process(
-        CASES, request.param, tmp_path_factory.mktemp("base"), limit_s=540
-    )
+found = comfy_hosts.found_by("lora_cases.py", limit_s=540)
 
 
 def test_beside_is_folded_to_the_last_digits_of_fp32(found) -> None:

@@ -3,30 +3,15 @@ host's own process by modulation_cases.py."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import comfy_hosts
 import pytest
 
-CASES = Path(__file__).with_name("modulation_cases.py")
-HOSTS = comfy_hosts.at_hand()
 FP8_BYTES = 13_700_000_000
 BF16_BYTES = 27_400_000_000
 TABLE_BYTES = 135_000_000
 
 
-@pytest.fixture(
-    scope="module",
-    params=HOSTS or [None],
-    ids=[f"comfyui-{host.version}" for host in HOSTS] or ["no-comfyui"],
-)
-def found(request, tmp_path_factory) -> dict:
-    """What modulation_cases.py found on each host at hand."""
-    if request.param is None:
-        pytest.skip("no ComfyUI at hand: run `python run.py test`, or set COMFYUI_PATH")
-    return comfy_hosts.found_in_process(
-        CASES, request.param, tmp_path_factory.mktemp("base"), limit_s=540
-    )
+found = comfy_hosts.found_by("modulation_cases.py", limit_s=540)
 
 
 def test_another_number_in_a_weight_would_be_seen(found) -> None:

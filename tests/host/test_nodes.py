@@ -10,7 +10,7 @@ from pathlib import Path
 import comfy_hosts
 import graphs
 import pytest
-from conftest import NONE
+from comfy_hosts import NONE
 from realtoon.host import paths
 
 NODE_IDS = (

@@ -11,7 +11,7 @@ import comfy_hosts
 import graphs
 import numpy as np
 import pytest
-from conftest import NONE
+from comfy_hosts import NONE
 from graphs import Graph
 from realtoon.engine import edit_presets
 

@@ -21,7 +21,7 @@ HOSTS = comfy_hosts.at_hand()
 @pytest.mark.parametrize("each", HOSTS or [None], ids=[f"comfyui-{h.version}" for h in HOSTS])
 def test_comfyuis_modules_load_the_official_folder_strictly(each, tmp_path: Path) -> None:
     if each is None:
-        pytest.skip("no ComfyUI at hand: run `python run.py test`, or set COMFYUI_PATH")
+        pytest.skip(comfy_hosts.NONE)
     folder = qwen_weights.write_official(tmp_path / "official")
     base = tmp_path / "base"
     base.mkdir()

@@ -16,22 +16,7 @@ from realtoon.host.errors import UserError
 sys.path.append(str(Path(__file__).resolve().parent.parent / "unit"))
 import qwen_weights  # noqa: E402  (the makers of tiny weights lie with the unit tests)
 
-CASES = Path(__file__).with_name("qwen_loader_cases.py")
-HOSTS = comfy_hosts.at_hand()
-
-
-@pytest.fixture(
-    scope="module",
-    params=HOSTS or [None],
-    ids=[f"comfyui-{host.version}" for host in HOSTS] or ["no-comfyui"],
-)
-def found(request, tmp_path_factory) -> dict:
-    """What qwen_loader_cases.py found on each host at hand."""
-    if request.param is None:
-        pytest.skip("no ComfyUI at hand: run `python run.py test`, or set COMFYUI_PATH")
-    return comfy_hosts.found_in_process(
-        CASES, request.param, tmp_path_factory.mktemp("base"), limit_s=300
-    )
+found = comfy_hosts.found_by("qwen_loader_cases.py", limit_s=300)
 
 
 def test_official_folder_and_repacked_files_give_the_same_bits(found) -> None:

@@ -3,8 +3,6 @@ own process, and a picture there and back through the API."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import comfy_hosts
 import graphs
 import numpy as np
@@ -13,23 +11,10 @@ import qwen_weights
 from graphs import Graph, photo, saved
 from realtoon.weights_loader import qwen_image
 
-CASES = Path(__file__).with_name("streaming_cases.py")
-HOSTS = comfy_hosts.at_hand()
 ROUNDING = 1e-5
 
 
-@pytest.fixture(
-    scope="module",
-    params=HOSTS or [None],
-    ids=[f"comfyui-{host.version}" for host in HOSTS] or ["no-comfyui"],
-)
-def found(request, tmp_path_factory) -> dict:
-    """What streaming_cases.py found on each host at hand."""
-    if request.param is None:
-        pytest.skip("no ComfyUI at hand: run `python run.py test`, or set COMFYUI_PATH")
-    return comfy_hosts.found_in_process(
-        CASES, request.param, tmp_path_factory.mktemp("base"), limit_s=500
-    )
+found = comfy_hosts.found_by("streaming_cases.py", limit_s=500)
 
 
 @pytest.mark.parametrize("way", ["decode", "encode"])

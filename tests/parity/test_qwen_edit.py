@@ -22,7 +22,7 @@ BOUND = 1e-4
 )
 def test_the_same_as_diffusers(host) -> None:
     if host is None:
-        pytest.skip("no ComfyUI at hand: run `python run.py test`, or set COMFYUI_PATH")
+        pytest.skip(comfy_hosts.NONE)
     if importlib.util.find_spec("diffusers") is None:
         pytest.skip("no diffusers: pip install diffusers")
     given = json.dumps({"comfy": str(host.folder), "threads": 2})

@@ -6,22 +6,11 @@ import json
 import pytest
 import workflow_files as wf
 from PIL import Image
+from realtoon.host import paths
 from realtoon.weights_loader import catalog
 
 # The thumbnail is shown as a small square.
 THUMBNAIL_BYTES = 120_000
-OURS = (
-    "DCTNetCartoon",
-    "EditPreset",
-    "EncodeForEdit",
-    "GPENRestore",
-    "LoRAHotInject",
-    "PrepareImage",
-    "QwenEditLoader",
-    "RestoreFraming",
-    "ResultCaption",
-    "TiledVAEDecode",
-)
 REALISTIC = ("realistic_1024", "realistic_1024_lightning")
 DEFAULTS = {
     "DCTNetCartoon": ["cel (built-in)", 0.75, 1, True, 10, 40, 0],
@@ -333,7 +322,7 @@ def test_weights_are_those_of_the_catalogue(workflow):
 def test_our_nodes_name_the_pack_that_has_them(workflow):
     """ComfyUI's manager offers this pack to those who lack it."""
     for node in workflow["nodes"]:
-        if node["type"] in OURS:
+        if node["type"] in paths.NODE_IDS:
             assert node["properties"]["cnr_id"] == "comfyui-realtoon"
 
 
