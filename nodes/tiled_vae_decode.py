@@ -37,9 +37,9 @@ class TiledVAEDecode(io.ComfyNode):
     def execute(
         cls,
         samples: dict[str, Any],
-        vae: Any,
+        vae: Any,  # noqa: ANN401
         precision: str,
-        strip_rows: int,  # noqa: ANN401
+        strip_rows: int,
     ) -> io.NodeOutput:
         image, report = _streaming.decode(vae, samples["samples"], precision, strip_rows)
         return io.NodeOutput(image, report, ui=ui.PreviewText(report))

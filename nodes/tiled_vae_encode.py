@@ -39,9 +39,9 @@ class TiledVAEEncode(io.ComfyNode):
     def execute(
         cls,
         pixels: Tensor,
-        vae: Any,
+        vae: Any,  # noqa: ANN401
         precision: str,
-        strip_rows: int,  # noqa: ANN401
+        strip_rows: int,
     ) -> io.NodeOutput:
         image_bhwc = Pictures(pixels).image_bhwc
         latent, report = _streaming.encode(vae, image_bhwc, precision, strip_rows)

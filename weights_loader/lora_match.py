@@ -25,6 +25,11 @@ class Taken:
 def match(
     source: lora_source.Source, names: lora_layouts.Sorted, modules: Mapping[str, Shape]
 ) -> Taken:
+    """Find each group of tensors its module.
+
+    names: the file's keys by stem and role. modules: name -> weight shape (O,I).
+    Raises: WeightsError for two tensors of a kind, or two adapters, on one module.
+    """
     index = lora_layouts.Index(modules)
     found: dict[str, dict[str, str]] = {}
     text: list[str] = []
@@ -50,6 +55,7 @@ def match(
 
 
 def check_dtypes(source: lora_source.Source, found: Mapping[str, Mapping[str, str]]) -> None:
+    """Raises: WeightsError for numbers that no adapter is made of, or an alpha that is not one."""
     for keys in found.values():
         for role, key in keys.items():
             dtype = source.entries[key][0]
@@ -67,6 +73,12 @@ def arrange(
     found: Mapping[str, Mapping[str, str]],
     modules: Mapping[str, Shape],
 ) -> tuple[dict[str, list[lora_kinds.Part]], list[tuple[str, str, str]]]:
+    """Tell what each module's tensors are together.
+
+    found: module -> role -> key. modules: name -> weight shape (O,I).
+    Returns: module -> its parts, and (module, expected, got) where shapes do not fit.
+    Raises: WeightsError for half an adapter.
+    """
     parts: dict[str, list[lora_kinds.Part]] = {}
     wrong: list[tuple[str, str, str]] = []
     for module, keys in found.items():
@@ -86,6 +98,7 @@ def check_any(
     wrong: list[tuple[str, str, str]],
     count: int,
 ) -> None:
+    """Refuse a file of which nothing fits. count: the model's modules. Raises: WeightsError."""
     if parts:
         return
     expected = f"names of some of the model's {count:,} modules"
