@@ -68,6 +68,10 @@ class Held(nn.Module):
         there = dtype is None and all(t.device == device for t in self._parameters.values())
         return self if there else super().to(*args, **kwargs)
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        # Hosts ask for it to count bytes; detaching what has no gradient is half of a switch.
+        destination.update((prefix + name, each) for name, each in self._parameters.items())
+
 
 class Slot(NamedTuple):
     """Where a tensor is held; whoever moves the holder to a device puts another in its place."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -112,7 +113,9 @@ def read_header(
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         _refuse(path, "metadata of names and texts", "something else")
-    spans = {name: _entry(path, name, entry) for name, entry in header.items()}
+    spans = _entries(header)
+    if spans is None:
+        spans = {name: _entry(path, name, entry) for name, entry in header.items()}
     _check_layout(path, {name: span for name, (_, _, span) in spans.items()}, size - 8 - length)
     return Header(size, 8 + length, spans, metadata)
 
@@ -200,7 +203,30 @@ def json_object(path: Path, data: bytes, what: str = "a header") -> dict[str, An
     return found
 
 
+def _entries(header: Mapping[str, Any]) -> dict[str, Entry] | None:
+    """All entries, if nothing is wrong with any: in a third of the time that `_entry` takes, which
+    says what is."""
+    try:
+        told = [(e["dtype"], e["shape"], e["data_offsets"]) for e in header.values()]
+    except (KeyError, TypeError):
+        return None
+    lists = [each for _, shape, offsets in told for each in (shape, offsets)]
+    # Before anything is multiplied: a text or a list times a size takes all memory.
+    if set(map(type, lists)) - {list} or not _sizes(list(itertools.chain.from_iterable(lists))):
+        return None
+    found: dict[str, Entry] = {}
+    try:
+        for name, (dtype, shape, (begin, end)) in zip(header, told, strict=True):
+            if len(shape) > MAX_RANK or end - begin != math.prod(shape) * _SIZES[dtype]:
+                return None
+            found[name] = dtype, tuple(shape), (begin, end)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return found
+
+
 def _entry(path: Path, name: str, entry: object) -> Entry:
+    """One entry. Raises: WeightsError for what is wrong with it."""
     fields = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if dtype not in _SIZES if isinstance(dtype, str) else True:
@@ -225,11 +251,9 @@ def _entry(path: Path, name: str, entry: object) -> Entry:
 def _sizes(value: object) -> bool:
     if type(value) is not list:
         return False
-    # A plain loop: a generator for each tensor would be a third of the time of a large header.
-    for size in value:  # noqa: SIM110
-        if type(size) is not int or not 0 <= size < _MAX_SIZE:
-            return False
-    return True
+    if not value:
+        return True
+    return set(map(type, value)) == {int} and 0 <= min(value) <= max(value) < _MAX_SIZE
 
 
 def _check_layout(path: Path, spans: dict[str, tuple[int, int]], data_bytes: int) -> None:

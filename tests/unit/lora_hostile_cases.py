@@ -203,6 +203,21 @@ CASES = {
     "shape of texts": Case(
         "a shape for", header(lambda h: set_first(h, "shape", ["4", "8"])), True
     ),
+    "shape of a text and a huge number": Case(
+        "a shape for", header(lambda h: set_first(h, "shape", ["a", 10**13])), True
+    ),
+    "shape of a list and a huge number": Case(
+        "a shape for", header(lambda h: set_first(h, "shape", [[0], 10**13])), True
+    ),
+    "shape that is not a list": Case(
+        "a shape for", header(lambda h: set_first(h, "shape", {})), True
+    ),
+    "shape of true and false": Case(
+        "a shape for", header(lambda h: set_first(h, "shape", [True, 8])), True
+    ),
+    "three offsets": Case(
+        "two data offsets", header(lambda h: set_first(h, "data_offsets", [0, 1, 2])), True
+    ),
     "unknown dtype": Case("a known dtype", header(lambda h: set_first(h, "dtype", "F4096")), True),
     "a name twice": Case(
         "a name stands in it twice",

@@ -378,3 +378,19 @@ def test_a_compiled_model_sees_what_comes_and_goes() -> None:
         assert not torch.allclose(compiled(x), plain)
         injected.remove()
         assert torch.equal(compiled(x), plain)
+
+
+def test_what_is_held_is_listed_as_by_any_module() -> None:
+    held = low_rank.Held()
+    tensors = [torch.ones(2, 3), torch.zeros(4)]
+    for tensor in tensors:
+        held.put(tensor)
+    outer = nn.ModuleDict({"beside": held})
+    usual = nn.ModuleDict({"beside": nn.ParameterList(tensors)})
+    for keep_vars in (False, True):
+        found = outer.state_dict(keep_vars=keep_vars)
+        wanted = usual.state_dict(keep_vars=keep_vars)
+        assert list(found) == ["beside.t0", "beside.t1"]
+        for one, other in zip(found.values(), wanted.values(), strict=True):
+            assert one.data_ptr() == other.data_ptr()
+            assert not one.requires_grad
