@@ -23,7 +23,8 @@ NOTES = """
   Simulated ones are taken on torch's meta device at the real size. What kernels take while they run
   is in neither.
 - The error of a tiled decode is its difference from the same network's own full decode.
-- 4096×4096 takes a processor of two cores about half an hour; `--only large` runs it alone.
+- `--only parity` (more sizes and strips against the host's full decode) takes two cores a quarter
+  of an hour, `--only large` (4096×4096) longer; both have sections of their own.
 """
 
 NAMES = ("speed", "parity", "memory", "encode", "oom", "large")
@@ -37,6 +38,7 @@ BENCHMARK = Benchmark(
     groups={name: group("_decode_rows", name) for name in NAMES},
     folders={},
     takes_part=("torch", "diffusers"),
+    apart=("parity", "large"),
 )
 
 

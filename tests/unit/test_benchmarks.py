@@ -88,11 +88,11 @@ def test_every_group_of_a_benchmark_exists(name) -> None:
         assert _command.parse(benchmark, ["--quick", "--only", only]).rounds == 3
 
 
-def benchmark(**groups):
+def benchmark(apart=(), **groups):
     """A benchmark of these groups; each takes settings and yields rows."""
     from _command import Benchmark
 
-    return Benchmark("Sample", "told", "described", "\n- How.\n", groups, {}, ("torch",))
+    return Benchmark("Sample", "told", "described", "\n- How.\n", groups, {}, ("torch",), apart)
 
 
 def test_a_group_that_breaks_is_short_and_the_others_are_measured(capsys) -> None:
@@ -135,14 +135,38 @@ def test_a_benchmark_writes_its_own_section_and_keeps_the_others(tmp_path) -> No
     assert page.read_text(encoding="utf-8").replace("## Sample\n\ngone\n\n", "").encode() == before
 
 
+def test_what_takes_long_runs_when_it_is_named_and_has_a_section_of_its_own(tmp_path) -> None:
+    from _command import run
+    from _docs import read
+    from _table import Row
+
+    def rows(what):
+        return lambda settings: iter([Row(what, "1 s")])
+
+    page = tmp_path / "benchmarks.md"
+    sample = benchmark(usual=rows("short"), slow=rows("long"), apart=("slow",))
+    for more in ([], ["--only", "slow"]):
+        assert run(sample, ["--markdown", str(page), *more]) == 0
+    sections = read(page)
+    assert list(sections) == ["Sample", "Sample: slow"]
+    assert "short" in sections["Sample"] and "long" not in sections["Sample"]
+    assert "long" in sections["Sample: slow"] and "- How." not in sections["Sample: slow"]
+
+
 def test_the_page_in_the_docs_is_one_that_the_benchmarks_write() -> None:
     from _docs import HEAD, read
 
     page = BENCHMARKS.parent / "docs" / "benchmarks.md"
     assert page.read_text(encoding="utf-8").startswith(HEAD)
     for title, text in read(page).items():
-        notes = importlib.import_module(title.lower()).NOTES.strip()
-        assert text.startswith(notes), f"{title}: its notes are others than the command writes"
+        name, _, apart = title.partition(": ")
+        made = importlib.import_module(name.lower()).BENCHMARK
+        if apart:
+            assert set(apart.split(", ")) <= set(made.apart)
+            assert text.startswith("Measured on: ")
+        else:
+            wrong = f"{title}: its notes are others than the command writes"
+            assert text.startswith(made.notes.strip()), wrong
 
 
 def test_a_child_gives_its_last_line_or_says_why_not(tmp_path, monkeypatch) -> None:
