@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,10 +20,14 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from ._tensors import InputError
+
 FORMATS = ("png", "jpg", "webp")
 QUALITY = 95
 # Not "parameters": front ends that find that text in a PNG look no further for the workflow.
 _CAPTION_KEY = "Description"
+# What a format can hold in one direction.
+_MOST_PX = {"jpg": 65_500, "webp": 16_383}
 # An APP1 segment holds 65,533 bytes, six of which say 'Exif'; tables take some more.
 _JPEG_EXIF_BYTES = 65_000
 
@@ -63,7 +68,15 @@ def encoded(picture: Image.Image, kind: str, about: Inside | None) -> tuple[byte
     """An RGB picture as a file of a kind in FORMATS.
 
     Returns: its bytes, and the names of texts for which a JPG has no room.
+    Raises: InputError if the picture is larger than the format can be.
     """
+    if max(picture.size) > _MOST_PX.get(kind, math.inf):
+        raise InputError(
+            "format",
+            f"a picture of at most {_MOST_PX[kind]} px a side for {kind}",
+            f"{picture.width}×{picture.height}",
+            "choose png",
+        )
     out = io.BytesIO()
     dropped: list[str] = []
     if kind == "png":

@@ -1,4 +1,4 @@
-"""A caption drawn on a strip below a picture."""
+"""A caption drawn on a strip below a picture, and pictures side by side."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from ..engine.captions import wrap
 # Of a picture's side, were it square.
 _LETTER_SHARE = 0.022
 _LEAST_PX = 10
+# Between pictures, of the first one's side, were it square.
+_GAP_SHARE = 0.016
+_LEAST_GAP_PX = 4
 _PAPER, _INK = (250, 250, 250), (30, 30, 30)
 # Pillow's own font has little more than ASCII; what looks the same is drawn with that.
 _ALIKE = str.maketrans({"×": "x", "–": "-", "—": "-", "’": "'", "“": '"', "”": '"', "\u00a0": " "})
@@ -31,6 +34,7 @@ SYSTEM_FONTS = (
     "DejaVuSans.ttf",
     "arial.ttf",
 )
+Picture = Image.Image
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -55,6 +59,24 @@ def below(
     for number, line in enumerate(lines):
         draw.text((margin, height + margin + number * pitch), line, fill=_INK, font=font)
     return out, missing
+
+
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """RGB pictures from left to right, their tops in one line, white between and below them.
+
+    A single one comes back as it is.
+    """
+    first, *more = pictures
+    if not more:
+        return first
+    gap = max(_LEAST_GAP_PX, round(_GAP_SHARE * math.sqrt(first.width * first.height)))
+    width = sum(each.width for each in pictures) + gap * len(more)
+    out = Image.new("RGB", (width, max(each.height for each in pictures)), "white")
+    left = 0
+    for each in pictures:
+        out.paste(each, (left, 0))
+        left += each.width + gap
+    return out
 
 
 def _readable(text: str, size: int, system_fonts: tuple[str, ...]) -> tuple[Font, str, str]:

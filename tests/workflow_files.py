@@ -60,8 +60,10 @@ class Box:
 
 
 def node_box(node: dict) -> Box:
-    """The node with its title, which the front end draws above `pos`."""
+    """The node with its title, which the front end draws above `pos`; collapsed, that is all."""
     (x, y), (width, height) = node["pos"], node["size"]
+    if node["flags"].get("collapsed"):
+        height = 0
     return Box(x, y - TITLE_PX, width, height + TITLE_PX)
 
 

@@ -7,8 +7,8 @@ left and cartoons on the right, in a square. What restoring does to a photo depe
 cannot be shipped, so restore_portrait shows what it works on instead: a face, the square that is
 cut out around it, what of it goes back, and the square upright. The same holds for the realistic
 workflows: they show art, the noise that a picture begins as, in squares as large as the model's,
-and a dot for each step. Needs pillow, scikit-image, torch and the face detector (`run.py weights
-faces`).
+and a dot for each step; compare_loras shows a photo at three strengths of the style. Needs pillow,
+scikit-image, torch and the face detector (`run.py weights faces`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from skimage import data
 
 HERE = Path(__file__).resolve().parent
@@ -52,6 +52,11 @@ FINE = 4
 PATCH_PX = 16 * SIDE // 1024
 STEPS = {"realistic_1024": 40, "realistic_1024_lightning": 4}
 INK = (24, 26, 34)
+
+# compare_loras: the strength of each version, and the part of the photo that all show.
+VERSIONS = {"A": 0.0, "B": 0.5, "C": 1.0}
+FACE = (164, 18, 276, 328)
+BAR_PX = 52
 
 Pair = tuple[Image.Image, Image.Image]
 
@@ -149,9 +154,26 @@ def out_of_noise(art: Image.Image, steps: int) -> Image.Image:
     return out
 
 
+def three_versions(pair: Pair) -> Image.Image:
+    """The same part of a photo at three strengths of the style, side by side, each with its
+    letter on a dark bar below."""
+    width, height = (SIDE - 2 * LINE_PX) // 3, SIDE - BAR_PX
+    before, after = (each.convert("RGB") for each in scaled(pair, FACE, (width, height)))
+    out = Image.new("RGB", (SIDE, SIDE), "white")
+    font = ImageFont.load_default(30)
+    for index, (letter, strength) in enumerate(VERSIONS.items()):
+        part = Image.new("RGB", (width, SIDE), INK)
+        part.paste(Image.blend(before, after, strength), (0, 0))
+        centre = (width / 2, height + BAR_PX / 2)
+        ImageDraw.Draw(part).text(centre, letter, fill="white", font=font, anchor="mm")
+        # The last one ends where the square does.
+        out.paste(part, (SIDE - width if index == 2 else index * (width + LINE_PX), 0))
+    return out
+
+
 def _draw_steps(out: Image.Image, steps: int) -> None:
     """A dark bar with a dot a step, the last one bright."""
-    height, radius = 52, 4.0 if steps > 10 else 11.0
+    height, radius = BAR_PX, 4.0 if steps > 10 else 11.0
     bar = Image.new("RGB", (SIDE * FINE, height * FINE), INK)
     draw = ImageDraw.Draw(bar)
     gap = SIDE / (steps + 1)
@@ -181,6 +203,8 @@ def main() -> None:
         for name, steps in STEPS.items():
             drawn = out_of_noise(art, steps)
             drawn.save(HERE / f"{name}.jpg", quality=QUALITY, optimize=True)
+        versions = three_versions(pairs["astronaut"])
+        versions.save(HERE / "compare_loras.jpg", quality=QUALITY, optimize=True)
         single.save(HERE / "cartoon_1024.jpg", quality=QUALITY, optimize=True)
         batch.save(HERE / "cartoon_batch.jpg", quality=QUALITY, optimize=True)
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import workflow_files as wf
 from PIL import Image
 
 JOIN = """
@@ -75,3 +76,48 @@ def test_a_saved_picture_brings_its_workflow_back(comfy, page, tmp_path, kind: s
         assert one["type"] == other["type"]
         assert one["widgets_values"] == other["widgets_values"]
     assert json.dumps(before["links"]) == json.dumps(after["links"])
+
+
+def test_weights_of_other_versions_are_sockets_alone(page) -> None:
+    page.load()
+    page.drop(wf.FOLDER / "compare_loras.json")
+    [save] = [node for node in page.saved()["nodes"] if node["type"] == "ResultCaption"]
+    given = {each["name"]: each for each in save["inputs"]}
+    for name in ("image_2", "weight_2", "image_3", "weight_3"):
+        assert "widget" not in given[name] and given[name]["link"] is not None
+    # As before there were any: values are told apart by their places.
+    assert save["widgets_values"] == [4, 20, "", "", "below", "RealToon/compare", "png", ""]
+
+
+def test_a_version_is_left_out_by_ctrl_m(comfy, page) -> None:
+    """As the note in the workflow says; what is joined to an optional input may be off."""
+    page.load()
+    page.drop(wf.FOLDER / "compare_loras.json")
+    workflow = wf.load("compare_loras")
+    [frame] = [node for node in workflow["nodes"] if node["title"] == "Frame C"]
+    page.click_title(str(frame["id"]))
+    page.press_ctrl("m")
+    frame["mode"] = wf.MUTED
+    assert page.prompt() == wf.ui_to_api(workflow)
+    page.press_run()
+    [save] = [node["id"] for node in workflow["nodes"] if node["type"] == "ResultCaption"]
+    page.until("the caption is shown", lambda: page.report(str(save)), limit_s=120)
+    *captions, note = page.report(str(save)).splitlines()
+    assert len(captions) == 2 and note.startswith("no image_3 is joined")
+    assert page.complaints() == []
+    page.shot(f"compare-two-{comfy.version}-{comfy.front_end}")
+
+
+def test_a_file_from_before_the_other_versions_is_joined_as_it_was(page, tmp_path) -> None:
+    page.load()
+    workflow = wf.load("realistic_1024")
+    [save] = [node for node in workflow["nodes"] if node["type"] == "ResultCaption"]
+    save["inputs"] = [each for each in save["inputs"] if each["name"][-2:] not in ("_2", "_3")]
+    for place, given in enumerate(save["inputs"]):
+        for link in workflow["links"]:
+            if link[0] == given["link"]:
+                link[4] = place
+    file = tmp_path / "old.json"
+    file.write_text(json.dumps(workflow), "utf-8")
+    page.drop(file)
+    assert page.prompt() == wf.load_twin("realistic_1024")

@@ -209,6 +209,130 @@ def test_alpha_and_grey_are_saved_as_rgb(comfy) -> None:
     assert np.abs(np.asarray(picture) - expected).max() <= 1.5
 
 
+def sheet(comfy, graph: Graph, *sources, **values):
+    """Adds a ResultCaption with these pictures side by side; returns its id."""
+    links = [
+        source if isinstance(source, list) else graph.load(comfy.upload(source))
+        for source in sources
+    ]
+    more = {f"image_{number}": link for number, link in enumerate(links[1:], 2)}
+    return graph.add("ResultCaption", image=links[0], **{**VALUES, **more, **values})
+
+
+def told(weight: str, size: str = "90×61") -> str:
+    return f"Resolution: {size} | CFG: 4.0 | Steps: 40" + (f" | Weight: {weight}" if weight else "")
+
+
+def test_versions_lie_side_by_side_each_with_its_caption(comfy) -> None:
+    first, second, third = photo(90, 61, 1), photo(70, 80, 2), photo(33, 20, 3)
+    graph = Graph()
+    names = {"weight": "a", "weight_2": "b", "weight_3": "c"}
+    links = {key: [graph.add("PrimitiveString", value=name), 0] for key, name in names.items()}
+    node = sheet(comfy, graph, first, second, third, draw="below", **links)
+    alone = [
+        graph.add("ResultCaption", image=graph.load(comfy.upload(picture)), **
+                  {**VALUES, "draw": "below", "weight": name})
+        for picture, name in ((first, "a"), (second, "b"), (third, "c"))
+    ]  # fmt: skip
+    passed_on, drawn = graph.save([node, 0]), graph.save([node, 2])
+    shown = graph.add("PreviewAny", source=[node, 1])
+    result = comfy.run(graph)
+    found = graphs.saved(comfy, result)
+    [out] = found[node]
+    parts = [found[each][0] for each in alone]
+    assert out.size == (90 + 70 + 33 + 2 * 4, max(part.height for part in parts))
+    expected, left = Image.new("RGB", out.size, "white"), 0
+    for part in parts:
+        expected.paste(part, (left, 0))
+        left += part.width + 4
+    assert out.tobytes() == expected.tobytes()
+    captions = "\n".join([told("a"), told("b", "70×80"), told("c", "33×20")])
+    assert result.outputs[node]["text"] == [captions]
+    assert result.outputs[shown]["text"] == [captions]
+    [file] = [file for file in result.files if file.node_id == node]
+    data = comfy.do(lambda client: client.download(file))
+    assert opened(data).text["Description"] == captions
+    assert found[passed_on][0].tobytes() == first.tobytes()
+    assert found[drawn][0].tobytes() == out.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["jpg", "webp"])
+def test_other_formats_hold_all_the_captions(comfy, kind: str) -> None:
+    graph = Graph()
+    node = sheet(comfy, graph, photo(90, 61), photo(70, 61), format=kind, note=kind)
+    result = comfy.run(graph)
+    data = comfy.do(lambda client: client.download(result.files[0]))
+    lines = [f"{told('real_v3.safetensors')} | {kind}", f"{told('', '70×61')} | {kind}"]
+    assert result.outputs[node]["text"] == ["\n".join(lines)]
+    assert opened(data).size == (164, 61)
+    comment = opened(data).getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
+    assert comment == b"UNICODE\x00" + "\n".join(lines).encode("utf-16-be")
+
+
+def test_two_may_be_the_first_and_the_third(comfy) -> None:
+    graph = Graph()
+    first, last = photo(20, 10, 1), photo(30, 10, 2)
+    name = [graph.add("PrimitiveString", value="c"), 0]
+    node = sheet(comfy, graph, first, image_3=graph.load(comfy.upload(last)), weight_3=name)
+    result = comfy.run(graph)
+    [out] = graphs.saved(comfy, result)[node]
+    assert out.crop((0, 0, 20, 10)).tobytes() == first.tobytes()
+    assert out.crop((24, 0, 54, 10)).tobytes() == last.tobytes()
+    said = result.outputs[node]["text"][0].splitlines()
+    assert said == [told("real_v3.safetensors", "20×10"), told("c", "30×10")]
+
+
+def test_a_weight_without_its_picture_is_left_out_and_told(comfy) -> None:
+    graph = Graph()
+    name = [graph.add("PrimitiveString", value="b"), 0]
+    nothing = [graph.add("PrimitiveString", value=""), 0]
+    source = photo(90, 61)
+    node = sheet(comfy, graph, source, weight="a", weight_2=name, weight_3=nothing)
+    result = comfy.run(graph)
+    assert result.outputs[node]["text"] == [
+        f"{told('a')}\nno image_2 is joined: its weight is left out"
+    ]
+    assert graphs.saved(comfy, result)[node][0].tobytes() == source.tobytes()
+
+
+def batch(graph: Graph, count: int, color: int, width: int = 8) -> list:
+    made = graph.add("EmptyImage", width=width, height=6, batch_size=count, color=color)
+    return [made, 0]
+
+
+def test_batches_pair_by_number_and_one_stands_beside_each(comfy) -> None:
+    three = [photo(8, 6, seed) for seed in range(3)]
+    graph = Graph()
+    first, second, third = (graph.load(comfy.upload(picture)) for picture in three)
+    both = [graph.add("ImageBatch", image1=first, image2=second), 0]
+    turned = [graph.add("ImageBatch", image1=second, image2=first), 0]
+    node = sheet(comfy, graph, third, both, turned)
+    found = graphs.saved(comfy, comfy.run(graph))[node]
+    assert len(found) == 2
+    for out, others in zip(found, ((0, 1), (1, 0)), strict=True):
+        assert out.size == (8 * 3 + 4 * 2, 6)
+        for left, number in zip((0, 12, 24), (2, *others), strict=True):
+            assert out.crop((left, 0, left + 8, 6)).tobytes() == three[number].tobytes()
+
+
+def test_batches_of_other_lengths_are_refused_before_a_file_is_written(comfy) -> None:
+    graph = Graph()
+    prefix = "caption/refused"
+    sheet(comfy, graph, batch(graph, 3, 1), batch(graph, 2, 2), filename_prefix=prefix)
+    with pytest.raises(
+        graphs.UserError, match=r"image_2: expected 1 picture or 3.*got 2.*Next step"
+    ):
+        comfy.run(graph)
+    assert not list((comfy.server.base / "output" / "caption").glob("refused*"))
+
+
+def test_a_row_too_wide_for_webp_is_refused(comfy) -> None:
+    graph = Graph()
+    sheet(comfy, graph, *[batch(graph, 1, 0, width=5600)] * 3, format="webp")
+    with pytest.raises(graphs.UserError, match="at most 16383 px a side for webp.*choose png"):
+        comfy.run(graph)
+
+
 def test_a_host_told_to_write_no_metadata_writes_none() -> None:
     hosts = comfy_hosts.at_hand()
     if not hosts:

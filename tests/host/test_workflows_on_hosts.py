@@ -9,6 +9,7 @@ from graphs import detector, put_gpen, put_qwen
 from PIL import Image
 from realtoon.host import pictures, workflow
 from realtoon.host.errors import UserError
+from realtoon.weights_loader import qwen_tiny
 
 # Set by people; which files there are differs from machine to machine.
 OPEN_CHOICES = {
@@ -260,6 +261,91 @@ def test_realistic_1024_lightning_takes_four_steps_with_its_lora(comfy, qwen):
     )
     assert one.shape == other.shape == (64, 96, 3)
     assert not np.array_equal(one, other)
+
+
+VERSIONS = {"A": ("none", 1), "B": ("compare_9.safetensors", 4), "C": ("compare_20.safetensors", 4)}
+
+
+@pytest.fixture(scope="module")
+def versions(comfy, qwen):
+    """Two small LoRAs of random numbers."""
+    for seed, (name, _) in enumerate(VERSIONS.values()):
+        if name != "none":
+            qwen_tiny.write_lora(comfy.server.base / "models" / "loras" / name, seed)
+
+
+def titled(graph, title):
+    [node] = [node for node in graph.values() if node["_meta"]["title"] == title]
+    return node["inputs"]
+
+
+def compared(comfy, art, seed, versions=VERSIONS):
+    """The graph that compares these versions."""
+    twin = wf.load_twin("compare_loras")
+    titled(twin, "Art")["image"] = comfy.upload(art, "compared.png")
+    titled(twin, "Seed")["value"] = seed
+    for letter, (name, strength) in versions.items():
+        titled(twin, f"LoRA {letter}").update(lora=name, strength=strength)
+    return twin
+
+
+def ran(comfy, result, graph):
+    """Titles of the nodes that a job ran and did not have from before."""
+    entry = comfy.do(lambda client: client._history(result.prompt_id))
+    [kept] = [data["nodes"] for kind, data in entry["status"]["messages"]
+              if kind == "execution_cached"]  # fmt: skip
+    return {node["_meta"]["title"] for key, node in graph.items() if key not in kept}
+
+
+def test_compare_loras_lays_what_single_runs_give_side_by_side(comfy, versions):
+    art = photo(75, 50)
+    graph = compared(comfy, art, seed=5)
+    result = comfy.run(graph)
+    [sheet] = map(np.asarray, comfy.pictures(result))
+    parts = [sheet[:50, left : left + 75] for left in (0, 79, 158)]
+    assert sheet.shape[1] == 3 * 75 + 2 * 4 and sheet.shape[0] > 50
+    assert (sheet[:, 75:79] == 255).all() and (sheet[:, 154:158] == 255).all()
+    for index, (name, strength) in enumerate(VERSIONS.values()):
+        alone = prepared(comfy, "realistic_1024", [art], seed=5)
+        titled(alone, "LoRA").update(lora=name, strength=strength)
+        titled(alone, "Preset")["preset"] = "official, 20 steps"
+        [single] = map(np.asarray, comfy.pictures(comfy.run(alone)))
+        assert np.array_equal(parts[index], single), name
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert np.abs(parts[one].astype(int) - parts[other]).mean() > 0.1
+    lines = caption_of(result, graph)
+    assert [line.split(" | ")[3] for line in lines] == [
+        "Weight: none", "Weight: compare_9 (4)", "Weight: compare_20 (4)"
+    ]  # fmt: skip
+    assert all(line.startswith("Resolution: 75×50 | CFG: 4.0 | Steps: 20") for line in lines)
+
+
+def caption_of(result, graph):
+    [save] = [key for key, node in graph.items() if node["class_type"] == "ResultCaption"]
+    return result.outputs[save]["text"][0].splitlines()
+
+
+def test_compare_loras_draws_only_the_version_that_was_changed(comfy, versions):
+    art = photo(64, 48, 1)
+    comfy.run(compared(comfy, art, seed=6))
+    graph = compared(comfy, art, seed=6, versions={**VERSIONS, "C": ("compare_9.safetensors", 2)})
+    again = ran(comfy, comfy.run(graph), graph)
+    assert again == {"LoRA C", "Sample C", "Decode C", "Frame C", "Save"}
+
+
+def test_compare_loras_with_the_third_switched_off_shows_two(comfy, versions):
+    """Ctrl+M on Frame C, as the note says."""
+    workflow = wf.load("compare_loras")
+    [frame] = [node for node in workflow["nodes"] if node["title"] == "Frame C"]
+    frame["mode"] = wf.MUTED
+    graph = wf.ui_to_api(workflow)
+    titled(graph, "Art")["image"] = comfy.upload(photo(64, 48, 1), "two.png")
+    result = comfy.run(graph)
+    [sheet] = comfy.pictures(result)
+    assert sheet.width == 2 * 64 + 4
+    titles = {graph[key]["_meta"]["title"] for key in result.outputs}
+    assert {"Decode A", "Decode B"} <= titles and "Decode C" not in titles
+    assert caption_of(result, graph)[2:] == ["no image_3 is joined: its weight is left out"]
 
 
 def test_template_list_offers_them(comfy):

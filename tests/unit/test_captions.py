@@ -127,3 +127,31 @@ def test_a_system_font_steps_in_where_it_has_the_letters(monkeypatch, tmp_path) 
     out, missing = strip.below(grey(400, 100), "Q", (str(tmp_path / "gone.ttf"), str(file)))
     assert (missing, asked) == ("", ["Q", "Q"])
     assert out.tobytes() == strip.below(grey(400, 100), "Q", ())[0].tobytes()
+
+
+# --- side by side ---------------------------------------------------------------------------------
+
+
+def test_a_single_picture_is_handed_on() -> None:
+    picture = grey(9, 5)
+    assert strip.side_by_side([picture]) is picture
+
+
+@pytest.mark.parametrize("sizes", [[(64, 40)] * 3, [(30, 60), (200, 7), (1, 1)], [(5, 5), (9, 3)]])
+def test_pictures_lie_side_by_side_on_white(sizes: list[tuple[int, int]]) -> None:
+    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
+    pictures = [Image.new("RGB", *each) for each in zip(sizes, colours, strict=False)]
+    out = strip.side_by_side(pictures)
+    gap = 4
+    assert out.size == (sum(w for w, _ in sizes) + gap * (len(sizes) - 1), max(h for _, h in sizes))
+    expected, left = Image.new("RGB", out.size, (255, 255, 255)), 0
+    for picture in pictures:
+        expected.paste(picture, (left, 0))
+        left += picture.width + gap
+    assert out.tobytes() == expected.tobytes()
+
+
+def test_the_gap_grows_with_the_first_picture() -> None:
+    large, small = grey(1000, 1000), grey(10, 10)
+    assert strip.side_by_side([large, small]).width == 1000 + 16 + 10
+    assert strip.side_by_side([small, large]).width == 10 + 4 + 1000

@@ -12,6 +12,7 @@ from realtoon.weights_loader import catalog
 # The thumbnail is shown as a small square.
 THUMBNAIL_BYTES = 120_000
 REALISTIC = ("realistic_1024", "realistic_1024_lightning")
+COMPARE = "compare_loras"
 DEFAULTS = {
     "DCTNetCartoon": ["cel (built-in)", 0.75, 1, True, 10, 40, 0],
     "GPENRestore": ["GPEN-BFR-512.pth", 1, 1, 0, "largest", 20, "faces", 512, 64, "auto"],
@@ -39,7 +40,9 @@ def restorers(workflow):
 
 
 def test_the_workflows_are_shipped():
-    assert {"cartoon_1024", "cartoon_batch", "restore_portrait", *REALISTIC} <= set(wf.NAMES)
+    assert {"cartoon_1024", "cartoon_batch", "restore_portrait", COMPARE, *REALISTIC} <= set(
+        wf.NAMES
+    )
 
 
 def test_each_has_a_twin_and_a_thumbnail_and_nothing_is_left_over(name):
@@ -157,7 +160,8 @@ def test_notes_say_where_to_begin_and_how_faces_get_their_weights(workflow):
         if node["type"] in wf.NOTES
     }
     assert "**Run**" in notes["Start here"]
-    assert "python run.py weights faces" in notes["Faces"]
+    if {"DCTNetCartoon", "GPENRestore"} & {node["type"] for node in workflow["nodes"]}:
+        assert "python run.py weights faces" in notes["Faces"]
 
 
 def test_pictures_are_those_that_every_comfyui_brings(workflow):
@@ -172,7 +176,7 @@ def test_defaults_are_the_nodes_own(name, workflow):
     if name == "restore_portrait":
         # Nothing is gained by making a photo smaller before its faces are restored.
         wanted["PrepareImage"] = [0, *DEFAULTS["PrepareImage"][1:]]
-    if name in REALISTIC:
+    if name in (*REALISTIC, COMPARE):
         # What the model sees of a picture is a grid of 16 pixels.
         wanted["PrepareImage"] = [1024, 16, *DEFAULTS["PrepareImage"][2:]]
     for node in workflow["nodes"]:
@@ -237,7 +241,7 @@ def test_the_usual_realistic_graph_has_the_official_settings(realistic):
     assert (preset["scene"], preset["skin"], preset["prompt"]) == ("usual", False, "")
 
 
-@pytest.mark.parametrize("name", REALISTIC)
+@pytest.mark.parametrize("name", (*REALISTIC, COMPARE))
 def test_the_realistic_models_are_those_of_the_catalogue(name):
     """The front end offers these links where the files are missing."""
     loaders = [node for node in wf.load(name)["nodes"] if "models" in node["properties"]]
