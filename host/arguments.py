@@ -222,7 +222,8 @@ def _add_queue(verb: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NODE.INPUT=VALUE",
-        help="NODE is an id, a title or a class; VALUE may be JSON, or @FILE to upload a picture",
+        help="NODE is an id, a title or a class; VALUE may be JSON, or @FILE to upload a picture; "
+        "several values of one input, each with its own --set, are several jobs",
     )
     verb.add_argument("--server", metavar="URL", help="a running ComfyUI (default: start our own)")
     verb.add_argument("--out", metavar="DIR", default=".", help="where results go (default: here)")

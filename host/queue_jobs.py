@@ -1,9 +1,11 @@
-"""`run.py queue`: any API workflow on any running ComfyUI, one job a picture."""
+"""`run.py queue`: any API workflow on any running ComfyUI, one job for each picture and value."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import re
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +20,10 @@ from .progress import JobBar
 from .workflow import Workflow
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_TOLD_LENGTH = 60
+
+Choices = dict[tuple[str, str], list[tuple[Any, str]]]
+"""(node id, input) -> its values, each with what a file's name tells of it."""
 
 
 def run(run: Run) -> int:
@@ -68,26 +74,38 @@ async def _queue(
     async with ComfyClient(url, timeout_s=args.timeout, check_server=check) as client:
         await client.system_stats()
         with stages.time("upload"):
-            changes = await _settings(client, graph, sets)
-            names = [await client.upload(item.name, item.data) for item in uploads]
-        jobs = [
-            workflow.with_inputs(graph, {**changes, (loader, "image"): name}) for name in names
-        ] or [workflow.with_inputs(graph, changes)]
+            choices = await _settings(client, graph, sets)
+            if loader:
+                names = [await client.upload(item.name, item.data) for item in uploads]
+                stems = [Path(name).stem for name in args.input]
+                given: Choices = {(loader, "image"): list(zip(names, stems, strict=True))}
+                # First, so that jobs about one picture follow one another and share its encoding.
+                choices = given | choices | given
+        jobs = _jobs(choices)
+        graphs = [workflow.with_inputs(graph, changes) for _, changes in jobs]
         with stages.time("run"), JobBar(len(jobs)) as bar:
-            results = await client.run(jobs, bar.update)
+            results = await client.run(graphs, bar.update)
         with stages.time("save"):
-            stems = [Path(name).stem for name in args.input] or [""]
-            for stem, result in zip(stems, results, strict=True):
+            for (stem, _), result in zip(jobs, results, strict=True):
                 await _save(client, result, stem, Path(args.out).expanduser(), args.format)
     say(f"Seconds: {stages.line()}")
     return 0
 
 
+def _jobs(choices: Choices) -> list[tuple[str, dict[tuple[str, str], Any]]]:
+    """Every combination of values: (what its files' names begin with, inputs to set)."""
+    jobs = []
+    for values in itertools.product(*choices.values()):
+        changes = dict(zip(choices, (value for value, _ in values), strict=True))
+        jobs.append(("_".join(filter(None, (told for _, told in values))), changes))
+    return jobs
+
+
 async def _settings(
     client: ComfyClient, graph: Workflow, sets: list[tuple[str, str, Any]]
-) -> dict[tuple[str, str], Any]:
+) -> Choices:
     """--set's values; names that the server does not know are refused, @FILE is uploaded."""
-    changes: dict[tuple[str, str], Any] = {}
+    choices: Choices = {}
     for node_id, name, value in sets:
         kind = graph[node_id]["class_type"]
         known = workflow.input_names(await client.object_info(kind))
@@ -96,14 +114,26 @@ async def _settings(
             raise UserError(
                 f"node {node_id} ({kind}) has no input {name!r}", f"name one of {', '.join(known)}"
             )
+        told = _told(value)
         if isinstance(value, str) and value.startswith("@"):
             path = Path(value[1:]).expanduser()
             if not path.is_file():
                 raise UserError(f"{value[1:]} does not exist", "give the path of a picture")
             picture = pictures.load(path)
             value = await client.upload(picture.name, picture.data)
-        changes[node_id, name] = value
-    return changes
+        choices.setdefault((node_id, name), []).append((value, told))
+    # Only what differs from job to job belongs into a file's name.
+    return {
+        key: values if len(values) > 1 else [(value, "") for value, _ in values]
+        for key, values in choices.items()
+    }
+
+
+def _told(value: object) -> str:
+    """A value as part of a file's name, short, without its folder and the ending of weights."""
+    text = str(value).replace("\\", "/").rpartition("/")[2]
+    text = re.sub(r"\.(safetensors|ckpt|pt|png|jpe?g|webp)$", "", text, flags=re.IGNORECASE)
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-.")[:_TOLD_LENGTH]
 
 
 async def _save(

@@ -17,6 +17,7 @@ from PIL import Image
 from realtoon.host import qwen_weights
 from realtoon.host.client import JobResult
 from realtoon.host.errors import UserError
+from realtoon.host.sources import Host
 from realtoon.weights_loader import catalog, qwen_image, qwen_tiny, safetensors_file
 from realtoon.weights_loader import dctnet as styles
 
@@ -147,9 +148,13 @@ def put_gpen(comfy: Comfy, name: str, seed: int = 0, folder: str = "gpen") -> st
 def put_qwen(comfy: Comfy) -> None:
     """Write a small Qwen-Image-Edit that this host can run, repacked as ComfyUI's files are, and a
     LoRA for it, into the running host under the names that the workflows have."""
-    models = comfy.server.base / "models"
+    write_qwen(comfy.server.base / "models", comfy.server.host)
+
+
+def write_qwen(models: Path, host: Host) -> None:
+    """The same for a folder of models and a host that is yet to start."""
     names = {entry.kind: models / entry.folder / entry.files[0].save_as for entry in QWEN_PARTS}
-    edition = "2511" if qwen_weights.runs_2511(comfy.server.host) else "2509"
+    edition = "2511" if qwen_weights.runs_2511(host) else "2509"
     with tempfile.TemporaryDirectory() as folder:
         base = qwen_image.describe_base(qwen_tiny.write(Path(folder), edition))
         for kind, part in (("diffusion", base.dit), ("text", base.text), ("vae", base.vae)):

@@ -44,12 +44,19 @@ def main() -> None:
     torch.set_num_threads(1)
     importlib.import_module("realtoon.nodes._host").register_folders()
     found: dict[str, object] = {"knows 2511": loading().knows_2511()}
+    found["nothing there"] = asked_for("qwen_image_edit_2511.safetensors")
     write_models(base / "models", "2511" if found["knows 2511"] else "2509")
     # The host runs its nodes so; what other threads' hooks print stays off the last line.
     with torch.inference_mode(), contextlib.redirect_stdout(sys.stderr):
         for case in CASES:
             found[case.__name__] = case()
     sys.stdout.write(json.dumps(found) + "\n")
+
+
+def asked_for(base: str) -> bool | str:
+    """What the node says of a base before a run."""
+    node = importlib.import_module("realtoon.nodes.qwen_edit_loader").QwenEditLoader
+    return node.validate_inputs(base=base)
 
 
 def loading():

@@ -15,7 +15,7 @@ import comfy_hosts
 import numpy as np
 import pytest
 import torch
-from graphs import gpen_weights
+from graphs import gpen_weights, write_qwen
 from PIL import ExifTags, Image
 from realtoon.host import (
     arguments,
@@ -26,9 +26,10 @@ from realtoon.host import (
     requirements,
     workflow,
 )
-from realtoon.weights_loader import safetensors_file
+from realtoon.weights_loader import qwen_tiny, safetensors_file
 
 RUN = comfy_hosts.ROOT / "run.py"
+REALISTIC = comfy_hosts.ROOT / "workflows" / "api" / "realistic_1024_lightning.json"
 # Whatever asks the network gets an error at once.
 NO_NETWORK = {
     **{f"{kind}_PROXY": "http://127.0.0.1:9" for kind in ("HTTP", "HTTPS", "ALL")},
@@ -383,6 +384,54 @@ def test_several_pictures_are_several_jobs(comfy, photo, tmp_path):
     # The same again keeps both.
     assert queue(comfy, tmp_path, *line)[0] == 0
     assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+@pytest.fixture(scope="module")
+def with_loras(host, tmp_path_factory):
+    """A ComfyUI of its own with a small Qwen-Image-Edit and two versions of a LoRA for it."""
+    models = tmp_path_factory.mktemp("more") / "models"
+    write_qwen(models, host)
+    for seed, name in enumerate(("art_v0715", "art_v0801"), start=1):
+        qwen_tiny.write_lora(models / "loras" / f"{name}.safetensors", seed)
+    with comfy_hosts.started(host, model_folders=[models]) as running:
+        yield running
+
+
+def sweep(comfy, folder, photo, *values):
+    """The realistic workflow with these values; (exit code, stdout, stderr)."""
+    line = ["queue", REALISTIC, "--server", comfy.url, "--input", photo, "--out", folder / "out"]
+    sets = [part for each in ("Prepare.max_side=64", *values) for part in ("--set", each)]
+    return run(comfy.server.host, folder, *line, *sets)
+
+
+@pytest.mark.parametrize("node", ["LoRA", "5"], ids=["by title", "by id"])
+def test_values_of_one_input_are_swept(with_loras, photo, tmp_path, node):
+    names = ["none", "art_v0715", "art_v0801"]
+    values = [f"{node}.lora={name}.safetensors" for name in names[1:]]
+    code, out, err = sweep(with_loras, tmp_path, photo, f"{node}.lora=none", *values)
+    assert code == 0, err
+    assert "3/3 " in out
+    made = {path.name.split("_realistic")[0]: path for path in (tmp_path / "out").iterdir()}
+    assert sorted(made) == [f"sideways_{name}" for name in sorted(names)]
+    drawn = {}
+    for name in names:
+        path = made[f"sideways_{name}"]
+        texts = pictures.texts_of(path.read_bytes())
+        [told] = re.findall(r"\| Weight: ([^|]*)", texts["Description"])
+        # The workflow's own LoRA for few steps stands before it.
+        assert re.findall(r"art_v\d+", told) == [name][name == "none" :], told
+        [lora] = [n for n in json.loads(texts["prompt"]).values() if n["_meta"]["title"] == "LoRA"]
+        assert lora["inputs"]["lora"].removesuffix(".safetensors") == name
+        drawn[name] = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    pairs = [("none", "art_v0715"), ("none", "art_v0801"), ("art_v0715", "art_v0801")]
+    assert all((drawn[one] != drawn[other]).any() for one, other in pairs)
+
+
+def test_a_sweep_over_a_file_that_is_not_there_is_refused(with_loras, photo, tmp_path):
+    values = ("LoRA.lora=none", "LoRA.lora=art_v9.safetensors")
+    result = sweep(with_loras, tmp_path, photo, *values)
+    assert_refused(result, r"refused: node 5 \(LoRA\): .*art_v9\.safetensors")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_value_that_the_host_refuses_is_told_by_node(comfy, photo, tmp_path):

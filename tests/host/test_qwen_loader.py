@@ -11,6 +11,7 @@ from pathlib import Path
 import comfy_hosts
 import pytest
 from graphs import Graph, outcome
+from realtoon.host import workflow
 from realtoon.host.errors import UserError
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "unit"))
@@ -136,6 +137,12 @@ def test_offload_says_how_much_is_on_the_device(found, base: str) -> None:
     assert none["cloned"] and sequential["cloned"]
 
 
+def test_without_any_model_the_node_says_where_one_belongs(found) -> None:
+    told = found["nothing there"]
+    assert told.startswith("base: expected Qwen-Image-Edit in models/diffusion_models")
+    assert "got none. Next step: put one there" in told
+
+
 def test_what_cannot_run_says_what_to_do(found) -> None:
     refusals = found["refusals"]
     if found["knows 2511"]:
@@ -196,10 +203,13 @@ def tiny(comfy):
     shutil.rmtree(folder)
 
 
-def test_without_any_model_the_node_says_where_one_belongs(comfy) -> None:
+def test_a_base_that_is_not_there_is_refused_with_what_is(comfy) -> None:
+    """Other tests' models, or those of the machine, may lie there."""
+    others = workflow.options(comfy.info("QwenEditLoader"), "base")
+    expected = f"one of {others[0]}" if others else "Qwen-Image-Edit in models/diffusion_models"
     with pytest.raises(UserError, match="refused") as refusal:
-        comfy.run(graph("qwen_image_edit_2511.safetensors"))
-    assert "expected Qwen-Image-Edit in models/diffusion_models" in str(refusal.value)
+        comfy.run(graph("gone.safetensors"))
+    assert f"expected {expected}" in str(refusal.value)
 
 
 def test_a_tiny_official_folder_runs_through_the_api(comfy, tiny: Path) -> None:
