@@ -55,6 +55,14 @@ return String(save.id);
 """
 
 
+BOX = """
+const node = app.graph.getNodeById(Number(arguments[0]));
+if (!node.imgs?.length) return false;
+const title = LiteGraph.NODE_TITLE_HEIGHT;
+return Math.abs(node.boundingRect[3] - title - node.size[1]) < 1;
+"""
+
+
 @pytest.mark.parametrize("kind", ["png", "webp"])
 def test_a_saved_picture_brings_its_workflow_back(comfy, page, tmp_path, kind: str) -> None:
     page.load()
@@ -64,6 +72,8 @@ def test_a_saved_picture_brings_its_workflow_back(comfy, page, tmp_path, kind: s
     page.until("the caption is shown", lambda: page.report(node_id), limit_s=60)
     text = f"Resolution: 176×132 | CFG: 4.0 | Steps: 40 | Weight: 写实 {kind}"
     assert page.report(node_id).splitlines()[0] == text
+    # It has grown by the picture while it was drawn; the box has to follow.
+    page.until("the picture lies in its box", lambda: page.js(BOX, node_id), limit_s=20)
     page.shot(f"result-caption-{kind}-{comfy.version}-{comfy.front_end}")
     assert page.complaints() == []
     newest = max((comfy.server.base / "output").glob(f"RealToon_*.{kind}"))

@@ -80,6 +80,12 @@ app.registerExtension({
         saved.widgets_values.length = first;
       }
     };
+    const resized = nodeType.prototype.onResize;
+    nodeType.prototype.onResize = function (...rest) {
+      resized?.apply(this, rest);
+      // A node that grows while it is drawn, by a preview for instance, keeps its old box otherwise.
+      this.setDirtyCanvas(true, true);
+    };
     const before = nodeType.prototype.onExecuted;
     nodeType.prototype.onExecuted = function (message, ...rest) {
       before?.call(this, message, ...rest);
