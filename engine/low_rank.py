@@ -64,8 +64,10 @@ class Held(nn.Module):
     def to(self, *args: Any, **kwargs: Any) -> Held:
         """As of every module, but at once where nothing is to be moved: hosts ask at each load, and
         a thousand tensors take longer to be left alone than a switch may."""
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        there = dtype is None and all(t.device == device for t in self._parameters.values())
+        parse = torch._C._nn._parse_to  # pyright: ignore[reportAttributeAccessIssue]
+        device, dtype, *_ = parse(*args, **kwargs)
+        held = (each for each in self._parameters.values() if each is not None)
+        there = dtype is None and all(each.device == device for each in held)
         return self if there else super().to(*args, **kwargs)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
