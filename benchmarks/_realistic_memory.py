@@ -16,6 +16,7 @@ from _table import Row, missing
 _pack.load()
 
 from realtoon.engine import vram_plan  # noqa: E402
+from realtoon.engine.vram_activations import TEMPLATE_TOKENS, picture_tokens  # noqa: E402
 from realtoon.engine.vram_plan import (  # noqa: E402
     DECODE,
     DIT,
@@ -45,6 +46,7 @@ FP8, BF16, ALL_FP8 = "fp8", "bf16", "all fp8"
 """Text encoders: the published qwen_2.5_vl_7b_fp8_scaled, whose table of tokens is bf16; all in
 bf16; and one whose table of tokens is fp8 as well."""
 TEXT_TOKENS, VISION = 300, (384, 384)
+"""Of the conditioning, and the copy that the text encoder sees."""
 Key = tuple[int, int]
 """A side in pixels, and the rows of decoding's strips."""
 
@@ -99,11 +101,7 @@ def loaded(comfy: Path, dtype: str, text: str = FP8) -> Loaded:
 def beside(comfy: Path, jobs: Mapping[Key, Job], dtype: str = FP8) -> dict[Key, dict[str, int]]:
     """key -> phase -> simulated bytes beside the weights. jobs: what is asked for. dtype: of the
     DiT's weights and the text encoder's, whose table of tokens is bf16."""
-    asked: list[Question] = [
-        {"what": "vision", "width": VISION[0], "height": VISION[1], "dtype": dtype},
-        {"what": "text", "tokens": TEXT_TOKENS + 14 * 14, "dtype": dtype, "blocks": 2},
-        token_table(BF16),
-    ]
+    asked = [prompt(TEXT_TOKENS, (VISION,), dtype)]
     for job in jobs.values():
         size = (job.width, job.height)
         way = {"width": size[0], "height": size[1], "strip_rows": job.strip_rows}
@@ -111,17 +109,22 @@ def beside(comfy: Path, jobs: Mapping[Key, Job], dtype: str = FP8) -> dict[Key, 
         asked += [question(size, dtype=dtype)]
         asked += [vae | {"direction": way} for way in ("decode", "encode")]
     answers = [answer["beside"] for answer in remembered(comfy, asked)]
-    most = max(answers[:3])
     found = {}
     for index, key in enumerate(jobs):
-        dit, decode, encode = answers[3 + 3 * index : 6 + 3 * index]
-        found[key] = {TEXT: most, ENCODE: encode, DIT: dit, DECODE: decode}
+        dit, decode, encode = answers[1 + 3 * index : 4 + 3 * index]
+        found[key] = {TEXT: answers[0], ENCODE: encode, DIT: dit, DECODE: decode}
     return found
 
 
-def token_table(dtype: str) -> Question:
-    """A prompt's way through the text encoder's table of tokens."""
-    return {"what": "tokens", "tokens": TEXT_TOKENS + 14 * 14, "dtype": dtype}
+def prompt(
+    text_tokens: int, pictures: Sequence[tuple[int, int]], dtype: str, table: str = BF16
+) -> Question:
+    """A prompt about pictures on its way through the text encoder. text_tokens: of the
+    conditioning, the pictures' among them. pictures: sizes of the copies that are seen. dtype: of
+    the weights. table: of the table of tokens."""
+    words = text_tokens + TEMPLATE_TOKENS - sum(map(picture_tokens, pictures))
+    seen = [list(size) for size in pictures]
+    return {"what": "prompt", "words": words, "pictures": seen, "dtype": dtype, "table": table}
 
 
 def remembered(comfy: Path, questions: Sequence[Question]) -> list[dict[str, int]]:
@@ -163,8 +166,8 @@ def peaks(settings: SimpleNamespace) -> Iterator[Row]:
     held = loaded(comfy, "fp8")
     for side in sides:
         yield _peak(held, jobs[side, 8], found[side, 8], "", PUBLISHED_GB[side])
-    widened = remembered(comfy, [token_table(FP8)])[0]["beside"]
-    narrow = found[1024, 8] | {TEXT: max(widened, found[1024, 8][TEXT])}
+    widened = remembered(comfy, [prompt(TEXT_TOKENS, (VISION,), FP8, FP8)])[0]["beside"]
+    narrow = found[1024, 8] | {TEXT: widened}
     told = ", table of tokens in fp8 too"
     yield _peak(loaded(comfy, "fp8", ALL_FP8), jobs[1024, 8], narrow, told)
     alone = held.bytes["dit"] + held.table + found[1024, 8][DIT]

@@ -40,18 +40,20 @@ _FLASH_HEAD = 256
 """Larger heads, masks and single precision go to the efficient kernel."""
 _CHANNELS = 16
 _TEXT = 3584
+_WORD, _BEFORE_PICTURES = 872, 64
+"""Any token, and how many the template has before the first picture."""
 
 
 def simulate(comfy: Path, questions: Sequence[Question]) -> list[dict[str, int]]:
-    """Answer questions in a process of its own. Each has a ``what``: dit, text, vision or vae; see
-    the functions of these names for the rest."""
+    """Answer questions in a process of its own. Each has a ``what``: dit, prompt, vision or vae,
+    whose functions tell the rest."""
     from _child import measured
 
     return measured(Path(__file__).name, [comfy, json.dumps(list(questions))])["answers"]
 
 
 class Card(TorchFunctionMode):
-    """Attention as a card's kernels, and small tensors that are read at once kept real."""
+    """Attention as a card's kernels."""
 
     def __torch_function__(
         self,
@@ -63,8 +65,21 @@ class Card(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+class Windows(TorchFunctionMode):
+    """Keeps the numbers of the vision tower's windows real: it turns them back into a list."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        kwargs = dict(kwargs or {})
         if func is torch.tensor:
-            # The vision tower turns the numbers of its windows back into a list.
             kwargs["device"] = "cpu"
         return func(*args, **kwargs)
 
@@ -79,7 +94,8 @@ class Beside(LiveBytes):
         self._weights = {each.untyped_storage()._cdata for each in weights}
 
     def _add(self, tensor: Tensor) -> None:
-        if tensor.untyped_storage()._cdata not in self._weights:
+        on_card = tensor.device.type == "meta"
+        if on_card and tensor.untyped_storage()._cdata not in self._weights:
             super()._add(tensor)
 
     def __torch_dispatch__(
@@ -153,15 +169,44 @@ def _dit(dtype: str, table: bool, blocks: int) -> nn.Module:
     return model
 
 
-def text(question: Question) -> dict[str, int]:
-    """The text encoder's language part. tokens: those of the pictures among them. dtype: of the
-    weights. blocks: 28."""
-    model = _text(question["dtype"], question.get("blocks", 28)).model
-    tokens = question["tokens"]
+def prompt(question: Question) -> dict[str, int]:
+    """The whole way of a prompt about pictures through the host's text encoder. words: tokens of
+    the template and the text. pictures [[w,h]…]: of the copies that it sees. dtype: of the weights.
+    table: dtype of the table of tokens among them.
+
+    Of the 28 layers there are two, because each takes the same; of the vision part's 32 there are
+    eight, the last of which looks at a picture as a whole."""
+    clip = _clip(question["dtype"], question["table"])
+    words = [_WORD] * question["words"]
+    pictures = [
+        {"type": "image", "data": torch.empty(1, high, wide, 3)}
+        for wide, high in question["pictures"]
+    ]
+    begun = words[:_BEFORE_PICTURES]
     with torch.no_grad():
-        return _measured(
-            model, lambda: model(None, None, embeds=torch.empty(1, tokens, _TEXT, device="meta"))
-        )
+        return _measured(clip, lambda: clip.encode([begun + pictures + words[len(begun) :]]))
+
+
+@lru_cache(maxsize=1)
+def _clip(dtype: str, table: str) -> nn.Module:
+    host = importlib.import_module("comfy.text_encoders.qwen_image")
+    options = {
+        "custom_operations": _operations(),
+        "model_name": "qwen",
+        "qwen_model_config": {"num_hidden_layers": 2},
+    }
+    clip = host.Qwen25_7BVLIModel(device="meta", dtype=_DTYPES[dtype], model_options=options)
+    clip.transformer.model.embed_tokens.to(_DTYPES[table])
+    tower = clip.transformer.visual
+    tower.blocks = tower.blocks[:8]
+    look = tower.forward
+
+    def looked(*args: object) -> Tensor:
+        with Windows():
+            return look(*args)
+
+    tower.forward = looked
+    return clip
 
 
 def text_weights(question: Question) -> dict[str, int]:
@@ -180,20 +225,12 @@ def vae_weights(question: Question) -> dict[str, int]:
     return {"weights": sum(each.nbytes for each in model.parameters()), "beside": 0}
 
 
-def tokens(question: Question) -> dict[str, int]:
-    """The text encoder's table of tokens. tokens, dtype."""
-    layer = _text(question["dtype"], 1).model.embed_tokens
-    asked = torch.zeros(1, question["tokens"], dtype=torch.long, device="meta")
-    with torch.no_grad():
-        return _measured(layer, lambda: layer(asked, out_dtype=torch.float32))
-
-
 def vision(question: Question) -> dict[str, int]:
     """The text encoder's vision part. width, height: of the copy that it sees. dtype."""
     tower = _text(question["dtype"], 1).visual
     high, wide = (2 * max(1, round(question[side] / 28)) for side in ("height", "width"))
     grid = torch.tensor([[1, high, wide]])
-    with torch.no_grad():
+    with torch.no_grad(), Windows():
         return _measured(
             tower, lambda: tower(torch.empty(high * wide, 3 * 2 * 14 * 14, device="meta"), grid)
         )
@@ -283,7 +320,7 @@ def main(argv: Sequence[str]) -> None:
     sys.argv = ["main.py", "--cpu", "--use-pytorch-cross-attention"]
     importlib.import_module("comfy.options").enable_args_parsing()
     torch.set_num_threads(1)
-    kinds = (dit, text, text_weights, tokens, vision, vae, vae_weights)
+    kinds = (dit, prompt, text_weights, vision, vae, vae_weights)
     named = {kind.__name__: kind for kind in kinds}
     answers = [named[question["what"]](question) for question in questions]
     sys.stdout.write(json.dumps({"answers": answers}) + "\n")

@@ -23,6 +23,9 @@ PHASES = (TEXT, ENCODE, DIT, DECODE, RESTORE)
 FULL = 0
 """Job.strip_rows of a decode of the whole picture at once."""
 
+TEMPLATE_TOKENS = 64
+"""That the text encoder reads before a conditioning begins."""
+
 _LEAST_QUERIES = 4096
 """Of the streamed attention at once, whatever the strips."""
 _NARROW = ("float8", "int8", "uint8")
@@ -87,11 +90,11 @@ class Job:
 
     width, height: of the result in pixels. references: (width, height) of each reference latent's
     picture. vision: (width, height) of each copy that the text encoder sees. text_tokens: of the
-    longest conditioning. conditionings: forward passes a step, 2 with CFG. at_once: how many of
-    them share a pass (the host joins them where their token counts match). precision: fp32 or bf16
-    of the VAE. strip_rows: rows of the latent that decoding and encoding take at once; FULL for
-    the host's own. restore: bytes that the phase after decoding takes. itemsize: of the DiT's
-    activations.
+    longest conditioning, those of the copies among them. conditionings: forward passes a step, 2
+    with CFG. at_once: how many of them share a pass (the host joins them where their token counts
+    match). precision: fp32 or bf16 of the VAE. strip_rows: rows of the latent that decoding and
+    encoding take at once; FULL for the host's own. restore: bytes that the phase after decoding
+    takes. itemsize: of the DiT's activations.
     """
 
     width: int = 1024
@@ -168,21 +171,36 @@ def _dit(loaded: Loaded, job: Job) -> int:
 
 def _text(loaded: Loaded, job: Job) -> int:
     """The text encoder computes in fp32, layer by layer widened where it is held in less."""
-    shape = loaded.text_shape
+    shape, wide = loaded.text_shape, 4
     if not loaded.text_encoder:
         return 0
-    wide = 4
-    patches = [_patches(size) for size in job.vision]
-    tokens = job.text_tokens + sum(count // 4 for count in patches)
-    is_wide = set(loaded.text_encoder) == {"float32"}
-    layer = 0 if is_wide else shape.hidden * shape.intermediate * wide
-    # Gate and up, the state, its norm and their sum; the mask of a causal attention is a square.
-    language = tokens * (2 * shape.intermediate + 3 * shape.hidden) * wide + tokens**2 * wide
-    merger = 0 if is_wide else (4 * shape.vision_hidden) ** 2 * wide
-    seen = max(patches, default=0)
-    vision = max(12 * seen * shape.vision_hidden, 4 * seen * shape.vision_hidden + merger // wide)
-    table = shape.vocabulary * shape.hidden * wide if shape.narrow_embedding else 0
-    return max(language + layer, vision * wide, table + tokens * shape.hidden * wide)
+    tokens = job.text_tokens + TEMPLATE_TOKENS
+    layer = 0 if _is_fp32(loaded) else shape.hidden * shape.intermediate
+    # What came in, the layer's input, the state and its norm; gate, up, and the next layer's weight
+    # or gate times up; twice the square of a causal attention's mask.
+    state, inner = tokens * shape.hidden, tokens * shape.intermediate
+    language = 4 * state + 2 * inner + max(inner, layer) + 2 * tokens**2
+    table = shape.vocabulary * shape.hidden + state if shape.narrow_embedding else 0
+    seen = max((vision(loaded, size) for size in job.vision), default=0)
+    return max(wide * language, wide * table, seen)
+
+
+def vision(loaded: Loaded, size: tuple[int, int]) -> int:
+    """Bytes beside the weights while the text encoder looks at one copy of a picture."""
+    hidden, wide = loaded.text_shape.vision_hidden, 4
+    state = 4 * picture_tokens(size) * hidden
+    merger = 0 if _is_fp32(loaded) else (4 * hidden) ** 2
+    return wide * max(12 * state, 4 * state + merger)
+
+
+def picture_tokens(size: tuple[int, int]) -> int:
+    """Tokens of a copy of (width, height) px: each stands for 28 x 28 of them."""
+    width, height = (max(1, round(side / 28)) for side in size)
+    return width * height
+
+
+def _is_fp32(loaded: Loaded) -> bool:
+    return set(loaded.text_encoder) == {"float32"}
 
 
 def _vae(shape: VAEShape, job: Job, size: tuple[int, int], encoding: bool) -> int:
@@ -206,11 +224,6 @@ def _vae(shape: VAEShape, job: Job, size: tuple[int, int], encoding: bool) -> in
 def is_narrow(parts: Mapping[str, int]) -> bool:
     """Whether weights are held in one byte a number, to be widened layer by layer."""
     return any(name.startswith(_NARROW) for name in parts)
-
-
-def _patches(size: tuple[int, int]) -> int:
-    width, height = (2 * max(1, round(side / 28)) for side in size)
-    return width * height
 
 
 def sixteen(side: float) -> int:

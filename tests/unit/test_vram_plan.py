@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from realtoon.engine import vram_plan, vram_words
+from realtoon.engine import vram_activations, vram_plan, vram_words
 from realtoon.engine.vram_plan import DECODE, DIT, ENCODE, GB, TEXT, Job, Loaded, TextShape
 
 FP8 = Loaded(
@@ -46,13 +46,38 @@ def test_the_dits_activations_are_those_of_the_simulated_graph(job: Job, simulat
 
 
 @pytest.mark.parametrize(
-    ("tokens", "simulated"), [(500, 370_505_184), (1000, 471_429_184), (2000, 679_277_184)]
+    ("tokens", "dtype", "older", "newer"),
+    [
+        (268, "float8_e4m3fn", 342_159_072, 337_484_512),
+        (1229, "bfloat16", 556_392_880, 538_187_440),
+        (2289, "float8_e4m3fn", 809_844_052, 776_769_472),
+        (2739, "float32", 863_693_996, 824_291_688),
+        (4193, "bfloat16", 1_361_235_348, 1_301_382_616),
+        (10744, "bfloat16", 4_022_434_976, 3_870_475_184),
+    ],
 )
 def test_the_text_encoders_activations_are_those_of_the_simulated_graph(
-    tokens: int, simulated: int
+    tokens: int, dtype: str, older: int, newer: int
 ) -> None:
-    job = Job(vision=((384, 384),), text_tokens=tokens - 196)
-    predicted = vram_plan.activations(FP8, job, TEXT)
+    """On ComfyUI 0.3.75 and on 0.33, which holds a copy of the state less."""
+    job = Job(vision=((384, 384),), text_tokens=tokens)
+    predicted = vram_plan.activations(Loaded(text_encoder={dtype: GB}), job, TEXT)
+    assert 0.95 * older <= predicted <= 1.1 * newer
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "simulated"),
+    [
+        ((112, 112), "float8_e4m3fn", 106_203_136),
+        ((384, 384), "float8_e4m3fn", 121_110_016),
+        ((512, 768), "bfloat16", 145_126_656),
+        ((1600, 1200), "bfloat16", 605_338_176),
+    ],
+)
+def test_a_look_at_a_picture_takes_what_it_takes_in_the_simulated_graph(
+    size: tuple[int, int], dtype: str, simulated: int
+) -> None:
+    predicted = vram_activations.vision(Loaded(text_encoder={dtype: GB}), size)
     assert 0.95 * simulated <= predicted <= 1.1 * simulated
 
 
