@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from ..engine import streamed_decode as engine
 from ..engine import wan_vae
 from ..engine.row_network import Hooks, RowNetwork
+from ..engine.vram_plan import DECODE, ENCODE
 from ..engine.wan_vae import FACTOR, UnknownNetworkError
-from . import _host
+from . import _guard_clones, _host
 from ._tensors import InputError
 
 PRECISIONS = ("fp32", "bf16", "as loaded")
@@ -61,7 +62,8 @@ def decode(
         image = image.reshape(-1, *image.shape[-3:])
         return image, _host_report(vae, "decoded", told, error, started)
     step = _host.Progress(len(latent)).step
-    with job.running(strip_rows, step) as (network, rows, hooks):
+    measured = _guard_clones.measuring(vae.patcher, DECODE)
+    with measured, job.running(strip_rows, step) as (network, rows, hooks):
         sides = (FACTOR * latent.shape[-2], FACTOR * latent.shape[-1])
         channels = network.back[-1].weights[0].shape[0]
         image = _room(vae, (len(latent), *sides, channels))
@@ -99,7 +101,8 @@ def encode(
             step(len(pixels))
         return latent, _host_report(vae, "encoded", told, error, started)
     step = step or _host.Progress(len(pixels)).step
-    with job.running(strip_rows, step) as (network, rows, hooks):
+    measured = _guard_clones.measuring(vae.patcher, ENCODE)
+    with measured, job.running(strip_rows, step) as (network, rows, hooks):
         latent = _room(vae, (len(pixels), vae.latent_channels, 1, *hw))
         told = engine.encode(network, pixels, latent[:, :, 0], rows, vae.process_input, hooks)
     return latent, job.report("encode", (height, width), told, len(pixels), started)

@@ -8,7 +8,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
 from ..engine import vram_words
-from . import _chart, _guard, _guard_parts, _host
+from . import _chart, _guard, _guard_clones, _guard_parts, _guard_reading, _host
 
 _SIDE = 1024
 
@@ -67,11 +67,11 @@ class VRAMGuard(io.ComfyNode):
         made = guard.settle(job, binding=known)
         before = _guard.last_run(node_id)
         lines = vram_words.told(made, loaded) + _notes(guard, known)
-        report = "\n".join([*lines, *_guard.told(before, guard.device)])
+        report = "\n".join([*lines, *_guard_reading.told(before, guard.device)])
         chart = _chart.draw(
             made, guard.card, {name: each.used for name, each in before.items()}, guard.limits
         )
-        held = _guard.guarded(model, clip, vae, guard)
+        held = _guard_clones.guarded(model, clip, vae, guard)
         return io.NodeOutput(*held, report, chart, ui=ui.PreviewText(report))
 
 

@@ -9,19 +9,22 @@ found; differences are the largest ones between latents, texts or pictures.
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import importlib
 import json
 import os
 import statistics
 import sys
+import threading
 import time
 import types
 from pathlib import Path
 
 import qwen_loader_cases as qwen
+import random_graphs
 from qwen_loader_cases import TESTS, apart, decode, encode, sample
-from simulated_card import BrokenError, adapter, changed, sequences, state
+from simulated_card import BrokenError, adapter, changed, state
 
 GB = 10**9
 USUAL = {"card_gb": 0, "text_encoder_gb": 0, "dit_gb": 0, "vae_gb": 0, "reserve_gb": 0.5}
@@ -89,7 +92,7 @@ def same() -> dict:
         del SAID[:]
         results = [sample(held[0]), encode(held[1]), decode(held[2])]
         found[way] = [apart(a, b) for a, b in zip(plain, results, strict=True)]
-        found[f"{way} said"] = [list(each) for each in SAID]
+        found[f"{way} said"] = list(SAID[-1])
     held = guard(model, clip, vae, width=64, height=64)
     found["report"] = held[3]
     found["chart"] = [list(held[4].shape), held[4].min().item(), held[4].max().item()]
@@ -118,65 +121,121 @@ def nothing_loaded() -> dict:
             "guarded": len(held)}  # fmt: skip
 
 
+def run(models) -> list:
+    """Each phase of a run, with what each gives; through this pack's code and the host's own."""
+    side = (64, 64)
+    return [way(models, side) for way in random_graphs.WAYS.values()]
+
+
 def broken() -> dict:
-    """The host after a run, after an error and after an interrupt, at each phase of a run."""
+    """The host after a run, after an error, an interrupt and a full card, in each phase of it."""
     import comfy.model_management as management
-    from comfy.patcher_extension import CallbacksMP, WrappersMP
-
-    def fail(*_args, **_kwargs):
-        raise BrokenError
-
-    def cancel(executor, *args, **kwargs):
-        management.interrupt_current_processing(True)
-        try:
-            management.throw_exception_if_processing_interrupted()
-        finally:
-            management.interrupt_current_processing(False)
-        return executor(*args, **kwargs)
 
     models = loaded()
     patchers = [models[0], models[1].patcher, models[2].patcher]
     management.unload_all_models()
-    plain = sample(models[0])
-    held = guard(*models)[0]
-    sample(held)
-    before = state(*patchers)
-    sample(held)
-    found = {"run": changed(before, state(*patchers))}
-    stopped = management.InterruptProcessingException
-    phases = {
-        "outer": WrappersMP.OUTER_SAMPLE,
-        "prepare": WrappersMP.PREPARE_SAMPLING,
-        "sampler": WrappersMP.SAMPLER_SAMPLE,
-        "step": WrappersMP.CALC_COND_BATCH,
-        "forward": WrappersMP.DIFFUSION_MODEL,
-    }
-    for name, kind in phases.items():
-        for what, wrapper in (("error", fail), ("interrupt", cancel)):
-            clone = held.clone()
-            clone.add_wrapper_with_key(kind, "injected", wrapper)
+    plain = run(models)
+    held = guard(*models)
+    guard_ = held[0].attachments[adapter("_guard_clones")._KEY].guard
+    run(held)
+    before = state(*patchers), random_graphs.weights(models)
+    found = {}
+
+    def left() -> list:
+        now = state(*patchers), random_graphs.weights(models)
+        inside = [*guard_._running, *threads(), *(["parted"] if guard_.parted else [])]
+        return changed(before[0], now[0]) + ["weights"] * (before[1] != now[1]) + inside
+
+    def note(name: str, met: bool) -> None:
+        gc.collect()
+        again = [apart(a, b) for a, b in zip(plain, run(held), strict=True)]
+        found[name] = [met, max(again), left()]
+
+    note("run", True)
+    for name, inject in injections(held):
+        for what in ("error", "interrupt", "memory"):
+            call, calls = random_graphs.break_with(what), []
+
+            def once(*args, call=call, calls=calls, **kwargs):
+                calls.append(1)
+                # A VAE goes on in smaller pieces after its first full card.
+                return call() if len(calls) == 1 else None
+
             try:
-                sample(clone)
-                met = False
-            except (BrokenError, stopped):
-                met = True
-            del clone
-            gc.collect()
-            again = apart(plain, sample(held))
-            found[f"{name} {what}"] = [met, again, changed(before, state(*patchers))]
-    management.unload_all_models()
-    clone = held.clone()
-    clone.add_callback_with_key(CallbacksMP.ON_LOAD, "injected", fail)
-    try:
-        sample(clone)
-        met = False
-    except BrokenError:
-        met = True
-    del clone
-    gc.collect()
-    again = apart(plain, sample(held))
-    found["load error"] = [met, again, changed(before, state(*patchers))]
+                inject(once)
+            except (BrokenError, management.InterruptProcessingException):
+                ended = what != "memory"
+            except management.OOM_EXCEPTION:
+                ended = what == "memory" and not name.startswith(("encode", "decode"))
+            else:
+                ended = what == "memory" and name.startswith(("encode", "decode"))
+            del once
+            note(f"{name} {what}", ended and bool(calls))
     return found
+
+
+def threads() -> list[str]:
+    return [each.name for each in threading.enumerate() if each.name == "VRAM Guard"]
+
+
+def injections(held):
+    """Where a run is broken: a name, and what runs a guarded clone with a call put there."""
+    import comfy.model_management as management
+    from comfy.patcher_extension import WrappersMP
+
+    side = (64, 64)
+    graphs_ = random_graphs
+
+    def wrapped(kind):
+        def inject(call):
+            def wrapper(executor, *args, **kwargs):
+                call()
+                return executor(*args, **kwargs)
+
+            clone = held[0].clone()
+            clone.add_wrapper_with_key(kind, "injected", wrapper)
+            sample(clone)
+
+        return inject
+
+    def loading(way):
+        def inject(call):
+            management.unload_all_models()
+            with graphs_.on_load(held, way, call) as models:
+                graphs_.WAYS[way](models, side)
+
+        return inject
+
+    def called(way, part):
+        def inject(call):
+            modules = dict(graphs_._patcher(held, way).model.named_modules())
+            module = next(each for name, each in modules.items() if name.endswith(part))
+            hook = module.register_forward_pre_hook(lambda *_: call())
+            try:
+                graphs_.WAYS[way](held, side)
+            finally:
+                hook.remove()
+
+        return inject
+
+    def processed(way, name):
+        def inject(call):
+            vae = copy.copy(held[2])
+            usual = getattr(vae, name)
+            setattr(vae, name, lambda image: (call(), usual(image))[1])
+            graphs_.WAYS[way]((*held[:2], vae), side)
+
+        return inject
+
+    kinds = ("OUTER_SAMPLE", "PREPARE_SAMPLING", "SAMPLER_SAMPLE", "CALC_COND_BATCH",
+             "DIFFUSION_MODEL")  # fmt: skip
+    yield from ((f"sampling {kind}", wrapped(getattr(WrappersMP, kind))) for kind in kinds)
+    yield from ((f"loading for {way}", loading(way)) for way in ("text", "sample", "encode"))
+    yield "text's layers", called("text", "layers.0")
+    yield "text's vision part", called("text", "visual.blocks.0")
+    yield "encode, in strips", processed("encode", "process_input")
+    yield "decode, in strips", processed("decode", "process_output")
+    yield "decode by the host", processed("decode by the host", "process_output")
 
 
 def stops() -> dict:
@@ -210,7 +269,7 @@ def parted() -> dict:
     model = loaded()[0]
     plain = sample(model)
     held = guard(model)[0]
-    guard_ = held.attachments[adapter()._KEY].guard
+    guard_ = held.attachments[adapter("_guard_clones")._KEY].guard
     settle, calls = guard_.settle, []
 
     def settled(job, binding=True):
@@ -230,40 +289,94 @@ def parted() -> dict:
     }
 
 
-def ceiling() -> dict:
-    """What torch's allocator is told on a card, here one that only keeps what it is told."""
+def phases() -> dict:
+    """What each phase is seen to take where something large lives for a moment inside it."""
     import torch
 
-    told = []
+    held = guard(*loaded())
+    guard_ = held[0].attachments[adapter("_guard_clones")._KEY].guard
+    size = 300 * 10**6
+    found = {}
+    for name, inject in injections(held):
+        if name.split()[0] not in ("text's", "encode,", "decode,", "decode") and (
+            name != "sampling DIFFUSION_MODEL"
+        ):
+            continue
+
+        calls = []
+
+        def briefly(*_args, calls=calls) -> None:
+            calls.append(1)
+            if len(calls) == 1:
+                lives = torch.ones(size, dtype=torch.uint8)
+                time.sleep(0.15)
+                del lives
+
+        guard_.measured.clear()
+        inject(briefly)
+        grown = {}
+        for phase, each in guard_.measured.items():
+            grown[phase] = each.used - adapter()._guard_reading.reading(guard_.device).used
+        found[name] = grown
+    return found
+
+
+def ceiling() -> dict:
+    """What torch's allocator is told on a card in each phase, here one that only keeps what it is
+    told and counts as it is set; with a phase within another and an error at the end."""
+    import torch
+
+    told, peak = [], [0]
     changes = {
         "get_device_properties": lambda _device: types.SimpleNamespace(total_memory=24 * GB),
-        "get_per_process_memory_fraction": lambda _device: 0.9,
+        "get_per_process_memory_fraction": lambda _device: told[-1] if told else 0.9,
         "set_per_process_memory_fraction": lambda share, _device: told.append(share),
+        "mem_get_info": lambda _device: (10 * GB, 24 * GB),
+        "memory_reserved": lambda _device: 8 * GB,
+        "memory_allocated": lambda _device: 1 * GB,
+        "max_memory_allocated": lambda _device: peak[0] * GB,
+        "max_memory_reserved": lambda _device: 8 * GB,
+        "reset_peak_memory_stats": lambda _device: peak.__setitem__(0, 0),
     }
+    card = types.SimpleNamespace(type="cuda", index=0)
+    pack, found = adapter(), {}
+    about = importlib.import_module("realtoon.nodes._guard_parts").loaded(*loaded())
     before = {name: getattr(torch.cuda, name, None) for name in changes}
     for name, change in changes.items():
         setattr(torch.cuda, name, change)
     try:
         for available in (12 * GB, None, 23 * GB):
-            with contextlib.suppress(BrokenError), adapter()._ceiling("cuda", available):
+            del told[:]
+            guard_ = pack.Guard(about, pack.Wishes(0, 0, {}, "adapt"), card, None)
+            guard_.ceiling = available
+            with contextlib.suppress(BrokenError), guard_.running("DiT"):
+                peak[0] = 9
+                with guard_.running("decode"), guard_.running("decode"):
+                    peak[0] = 5
+                peak[0] = 6
                 raise BrokenError
+            found[str(available)] = list(told)
+        measured = {name: each.used / GB for name, each in guard_.measured.items()}
+        others = guard_.measured["DiT"].others / GB
     finally:
         for name, was in before.items():
             setattr(torch.cuda, name, was)
-    return {"told": told}
+    return {"told": found, "measured": measured, "others": others}
 
 
 def paged() -> dict:
     """A patcher that brings weights page by page, as newer hosts have on a card."""
     limits = []
     pages = types.SimpleNamespace(set_watermark=limits.append)
+    page = 32 << 20
 
     class Paged:
         attachments = {}
         asked = []
+        model = types.SimpleNamespace(model_loaded_weight_memory=page // 2)
 
         def model_size(self) -> int:
-            return 1000
+            return 10 * page
 
         def is_dynamic(self) -> bool:
             return True
@@ -274,11 +387,14 @@ def paged() -> dict:
         def partially_load(self, device_to, extra_memory=0, force_patch_weights=False) -> None:
             self.asked.append(extra_memory)
 
-    patcher = adapter()._kind(Paged)()
-    guard_ = types.SimpleNamespace(holds=True, limit=lambda *_: 300)
-    patcher.attachments = {adapter()._KEY: adapter()._Hold(guard_, "dit")}
+    clones = adapter("_guard_clones")
+    patcher = clones._kind(Paged)()
+    guard_ = types.SimpleNamespace(holds=True, limit=lambda *_: 3 * page + 300)
+    patcher.attachments = {
+        adapter("_guard_clones")._KEY: adapter("_guard_clones")._Hold(guard_, "dit")
+    }
     patcher.partially_load("cuda", 5000)
-    return {"limits": limits, "asked": patcher.asked}
+    return {"pages": [each / page for each in limits], "asked": patcher.asked}
 
 
 def overhead() -> dict:
@@ -305,7 +421,43 @@ def overhead() -> dict:
     return found | {"median ratio": statistics.median(a / b for a, b in pairs)}
 
 
-CASES = (same, nothing_loaded, broken, stops, parted, sequences, ceiling, paged, overhead)
+def patched_once() -> dict:
+    """A folded LoRA and the host's account of weights, where a budget shrinks between two loads."""
+    import torch
+    from simulated_card import Device
+
+    found = {}
+    with Device(2 * GB) as device:
+        plain = device.patcher(10)
+        plain.add_patches({f"{i}.weight": ("diff", (torch.eye(64),)) for i in range(10)}, 1.0)
+        weights = 64 * 64 * 4
+        for kind in ("host", "guarded"):
+            limit = [6.5 * weights]
+            patcher = plain.clone()
+            if kind == "guarded":
+                limits = types.SimpleNamespace(holds=True, make_room=lambda *_: None)
+                limits.limit = lambda *_, limit=limit: int(limit[0])
+                patcher = adapter("_guard_clones")._held(plain, limits, "vae")
+            for limit[0] in (6.5 * weights, 5.0 * weights, 4.2 * weights, 6.0 * weights):
+                patcher.partially_load(device.device, limit[0] - patcher.loaded_size())
+            there = random_graphs.on_card(patcher.model)
+            most = max(part(torch.eye(64)).max().item() for part in patcher.model)
+            found[kind] = [there - patcher.loaded_size(), most]
+            patcher.detach()
+    whole = guard(*random_graphs.onto(device.device, loaded()))[0]
+    with Device(2 * GB) as device:
+        device.management.load_models_gpu([whole])
+        found["with room"] = whole.model_size() - whole.loaded_size()
+    return found
+
+
+def graphs() -> dict:
+    """Whole graphs at random on a simulated card; as many as REALTOON_GRAPHS says."""
+    return random_graphs.graphs(int(os.environ.get("REALTOON_GRAPHS", "40")))
+
+
+CASES = (same, nothing_loaded, broken, stops, parted, patched_once, graphs, ceiling, phases, paged,
+         overhead)  # fmt: skip
 
 if __name__ == "__main__":
     main()

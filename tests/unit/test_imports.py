@@ -30,7 +30,7 @@ ALLOWED = {
 EXTRA = {
     "nodes/_chart.py": {"PIL"},
     # Memory of this process, for a run without a card; ComfyUI needs it as well.
-    "nodes/_guard.py": {"psutil"},
+    "nodes/_guard_reading.py": {"psutil"},
     "nodes/_saving.py": {"PIL"},
     "nodes/_strip.py": {"PIL"},
     "host/pytest_entry.py": {"pytest"},
@@ -50,6 +50,7 @@ HOST_ADAPTERS = {
     "_lora.py",
     "_streaming.py",
     "_guard.py",
+    "_guard_clones.py",
 }
 # They take a folder off the path, or put ComfyUI's there; none may add the pack's root.
 PATH_EDITORS = {"host/launch.py", "host/pytest_entry.py", "run.py"}
