@@ -148,7 +148,7 @@ def describe(path: Path) -> Description:
             for role in ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
             if role in group.keys and (shape := source.entries[group.keys[role]][1])
         }
-        dtypes = sorted({dtype for dtype, _ in source.entries.values()})
+        dtypes = sorted({entry[0] for entry in source.entries.values()})
         return Description(
             source.path,
             _family(source, names) or lora_families.UNKNOWN,
@@ -244,7 +244,7 @@ def _kind(role: str) -> str:
 def _layout(names: lora_layouts.Sorted) -> str:
     """How names are spelled: prefixes, dots or underlines, and how matrices are named."""
     prefixes: dict[str, None] = {}
-    stems = [s for s in lora_layouts.one_of_each(names.groups) if not lora_layouts.for_text(s)]
+    stems = [s for s in names.kinds if not lora_layouts.for_text(s)]
     # Names of one level, such as img_in, look flat in every layout.
     flat = not any("." in lora_layouts.stripped(stem) for stem in stems)
     for stem in stems:
@@ -260,7 +260,7 @@ def _family(source: lora_source.Source, names: lora_layouts.Sorted) -> str:
         key = group.keys.get("down") or group.keys.get("hada_w1_b")
         shape = source.entries[key][1] if key else ()
         widths[stem] = shape[1] if len(shape) > 1 else 0
-    return lora_families.family(widths)
+    return lora_families.family(widths, names.kinds)
 
 
 def _check_family(

@@ -6,7 +6,7 @@ The same function names a model by its own modules, so that the two can be compa
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from .lora_layouts import one_of_each, stripped
 
@@ -20,13 +20,14 @@ Names = Mapping[str, int]
 """Name of a kind of module with "N" for its numbers -> numbers that go into it, 0 if not known."""
 
 
-def family(modules: Mapping[str, int]) -> str:
+def family(modules: Mapping[str, int], one_each: Iterable[str] | None = None) -> str:
     """The family, "" where names tell none.
 
     modules: names, with prefixes and flat or not -> numbers that go in (0: not known).
+    one_each: `one_of_each` of them, where it is known already.
     """
     kinds: dict[str, int] = {}
-    for name in one_of_each(modules):
+    for name in one_of_each(modules) if one_each is None else one_each:
         width = modules[name]
         kind = _NUMBER.sub("_N", stripped(name).replace(".", "_"))
         kinds[kind] = max(width, kinds.get(kind, 0))

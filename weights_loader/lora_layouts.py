@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 _ROLES = {
     "A": "down", "down": "down", "B": "up", "up": "up", "mid": "mid",
@@ -41,12 +42,12 @@ _TEXT = ("lora_te", "te_", "te1_", "te2_", "text_encoder", "text_model.", "cond_
 _SCALES = re.compile(r"(scale_weight|weight_scale(_\d)?|scale_input|input_scale|comfy_quant)$")
 
 
-@dataclass
+@dataclass(slots=True)
 class Group:
     """The tensors that stand under one name: role ("down", "hada_w1_a", "alpha" …) -> key."""
 
     keys: dict[str, str] = field(default_factory=dict)
-    adapters: set[str] = field(default_factory=set)
+    adapters: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class Sorted:
     twice: tuple[tuple[str, str], ...]
     styles: tuple[str, ...]
 
+    @cached_property
+    def kinds(self) -> list[str]:
+        """One name of each kind of module."""
+        return one_of_each(self.groups)
+
     @property
     def scaled(self) -> list[str]:
         return [key for key in self.others if _SCALES.search(key)]
@@ -76,13 +82,13 @@ def sort_out(keys: Iterable[str]) -> Sorted:
     for key in keys:
         # Nearly all keys of a file end like this; the expression would take most of the time.
         stem, _, tail = key.partition(".lora_")
-        role, style = _USUAL.get(tail, ("", ""))
-        if not role and key.endswith(".alpha"):
-            stem, role = key[:-6], "alpha"
-        if role and stem:
-            _add(groups, twice, stem, role, key)
-            if style:
-                styles[style] = None
+        usual = _USUAL.get(tail)
+        if usual and stem:
+            _add(groups, twice, stem, usual[0], key)
+            styles[usual[1]] = None
+            continue
+        if key.endswith(".alpha") and len(key) > 6:
+            _add(groups, twice, key[:-6], "alpha", key)
             continue
         found = None if _SCALES.search(key) else _TAIL.search(key)
         if found is None or not found.start():
@@ -95,7 +101,7 @@ def sort_out(keys: Iterable[str]) -> Sorted:
         role = "up_bias" if leaf == ".bias" else _ROLES.get(pair or one, one)
         group = _add(groups, twice, key[: found.start()], role, key)
         if adapter or of:
-            group.adapters.add(adapter or of)
+            group.adapters |= {adapter or of}
         if pair:
             styles[f"{lead}{_STYLES[pair]}" + (".<adapter>" if adapter else "")] = None
         elif one.startswith(("hada", "lokr", "diff")):

@@ -43,11 +43,11 @@ _WRITTEN = "wait until it is written, then run again"
 
 @dataclass(frozen=True)
 class Source:
-    """A described file. entries: key -> (dtype, shape). size: of the file, in bytes."""
+    """A described file. entries: key -> dtype, shape and more. size: of the file, in bytes."""
 
     path: Path
     size: int
-    entries: Mapping[str, tuple[str, tuple[int, ...]]]
+    entries: Mapping[str, tuple[str, tuple[int, ...]] | safetensors_file.Entry]
     metadata: Mapping[str, str]
     _header: safetensors_file.Header | None = None
     _stored: Mapping[str, files.Stored] = field(default_factory=dict)
@@ -82,8 +82,7 @@ def open_source(path: Path) -> Source:
         header = safetensors_file.read_header(
             path, LIMIT_BYTES, header_bytes=LIMIT_HEADER_BYTES, max_tensors=MAX_TENSORS
         )
-        entries = {key: (dtype, shape) for key, (dtype, shape, _) in header.entries.items()}
-        return Source(path, size, entries, header.metadata, header)
+        return Source(path, size, header.entries, header.metadata, header)
     if kind == "graph":
         raise WeightsError(
             path,
