@@ -12,7 +12,7 @@ import torch
 
 from ..engine import vram_words
 
-_PAUSE_S = 0.05
+_PAUSE_S = 0.1
 _LEAST_SHARE = 0.05
 _process = psutil.Process()
 
@@ -55,7 +55,7 @@ def reading(device: torch.device, paged: int = 0, peak: bool = False) -> Reading
 
 @contextlib.contextmanager
 def polled(see: Callable[[], None]) -> Iterator[None]:
-    """Call ``see`` every 50 ms, from a thread of its own, while this is entered."""
+    """Call ``see`` every 100 ms, from a thread of its own, while this is entered."""
     done = threading.Event()
 
     def poll() -> None:
