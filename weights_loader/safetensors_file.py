@@ -111,15 +111,11 @@ def read_header(
     count = raw.count(b'"data_offsets"')
     if max_tensors is not None and count > max_tensors:
         _refuse(path, f"at most {max_tensors:,} tensors", f"{count:,}")
-    header = json_object(path, raw, unique=False)
+    header = json_object(path, raw)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         _refuse(path, "metadata of names and texts", "something else")
     entries = _entries(header)
-    if entries is None or count != len(header):
-        # Cheaper than to look at each object while it is parsed, and as good: of two whole entries
-        # of a name the first would leave a gap.
-        json_object(path, raw)
     if entries is None:
         entries = {name: _entry(path, name, entry) for name, entry in header.items()}
     _check_layout(path, entries, size - 8 - length)
@@ -182,15 +178,13 @@ def replace_with(path: Path, parts: Iterable[bytes]) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
-def json_object(
-    path: Path, data: bytes, what: str = "a header", *, unique: bool = True
-) -> dict[str, Any]:
-    """Parse JSON that must be an object without NaN or infinity.
+def json_object(path: Path, data: bytes, what: str = "a header") -> dict[str, Any]:
+    """Parse JSON that must be an object without a name twice, NaN or infinity.
 
-    what: how an error calls it. unique: no name may stand in an object twice. Raises: WeightsError.
+    what: how an error calls it. Raises: WeightsError.
     """
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
             raise ValueError("a name stands in it twice")
@@ -200,8 +194,9 @@ def json_object(
         raise ValueError(f"{text} stands in it")
 
     try:
-        hook = once if unique else None
-        found = json.loads(data.decode("utf-8"), object_pairs_hook=hook, parse_constant=no_constant)
+        found = json.loads(
+            data.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant
+        )
     except (ValueError, RecursionError) as error:
         reason = "it nests too deep" if isinstance(error, RecursionError) else str(error)
         _refuse(path, f"{what} in JSON", f"a broken one ({reason[:120]})")

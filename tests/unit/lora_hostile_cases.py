@@ -226,6 +226,24 @@ CASES = {
         ),
         True,
     ),
+    "a name twice, once whole": Case(
+        "a name stands in it twice",
+        content(
+            wf.with_header(b'{"a":5,"a":{"dtype":"F16","shape":[],"data_offsets":[0,2]}}', b"12")
+        ),
+        True,
+    ),
+    "a name twice in the metadata": Case(
+        "a name stands in it twice",
+        content(
+            wf.with_header(
+                b'{"__metadata__":{"alpha":"1","alpha":"2"},'
+                b'"a":{"dtype":"F16","shape":[],"data_offsets":[0,2]}}',
+                b"12",
+            )
+        ),
+        True,
+    ),
     "header nested deep": Case(
         "nests too deep", content(wf.with_header(b'{"a":' + b"[" * 200_000, b"")), True
     ),
