@@ -57,7 +57,7 @@ def layouts(settings: SimpleNamespace) -> Iterator[Row]:
             for layout, (name, _, _) in lora_files.LAYOUTS.items():
                 if layout == "attention processors":
                     continue
-                told = lora_families.family({name(n): s[1] for n, s in modules.items()})
+                told = lora_families.of_modules({name(n): s for n, s in modules.items()})
                 found = sum(index.find(name(module)) == module for module in modules)
                 total, right = total + 1, right + (told == family and found == len(modules))
     yield Row(

@@ -33,6 +33,8 @@ __all__ = ["Adapter", "Coverage", "Description", "LoraFile", "describe", "natura
 
 Kind = Literal["lora", "loha", "lokr", "diff"]
 Shape = tuple[int, ...]
+_OF_RANK = {"down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b"}
+"""Roles of matrices with as many rows as their adapter has ranks."""
 
 
 @dataclass(frozen=True)
@@ -134,32 +136,45 @@ class LoraFile:
     total_bytes: int
 
 
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """A header becomes thousands of small containers, all of them kept: a collection that they set
+    off walks the whole process (0.15 s with torch loaded) and finds nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_without_collection()
 def describe(path: Path) -> Description:
     """Tell what a file is from its header alone: milliseconds, whatever its size.
 
     Raises: WeightsError for a broken file and for one that is no LoRA.
     """
-    with _without_collection():
-        source, names = _open(Path(path))
-        roles = {role for group in names.groups.values() for role in group.keys}
-        ranks = {
-            shape[0]
-            for group in names.groups.values()
-            for role in ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
-            if role in group.keys and (shape := source.entries[group.keys[role]][1])
-        }
-        dtypes = sorted({entry[0] for entry in source.entries.values()})
-        return Description(
-            source.path,
-            _family(source, names) or lora_families.UNKNOWN,
-            _layout(names),
-            len(source.entries),
-            len(names.groups),
-            tuple(sorted({_kind(role) for role in roles} - {""})),
-            tuple(sorted(ranks)),
-            tuple(dtypes),
-            source.size,
-        )
+    source, names = _open(Path(path))
+    roles = {role for group in names.groups.values() for role in group}
+    ranks = {
+        shape[0]
+        for role in roles & _OF_RANK
+        for group in names.groups.values()
+        if role in group and (shape := source.entries[group[role]][1])
+    }
+    dtypes = sorted({entry[0] for entry in source.entries.values()})
+    return Description(
+        source.path,
+        _family(source, names) or lora_families.UNKNOWN,
+        _layout(names),
+        len(source.entries),
+        len(names.groups),
+        tuple(sorted({_kind(role) for role in roles} - {""})),
+        tuple(sorted(ranks)),
+        tuple(dtypes),
+        source.size,
+    )
 
 
 def read(path: Path, modules: Mapping[str, Shape], mapped: bool | None = None) -> LoraFile:
@@ -201,23 +216,10 @@ def read(path: Path, modules: Mapping[str, Shape], mapped: bool | None = None) -
     return LoraFile(source.path, tuple(adapters), coverage, source.metadata, total)
 
 
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """A header becomes thousands of small containers, all of them kept: a collection that they set
-    off walks the whole process (0.15 s with torch loaded) and finds nothing."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def _open(path: Path) -> tuple[lora_source.Source, lora_layouts.Sorted]:
     source = lora_source.open_source(path)
     names = lora_layouts.sort_out(source.entries)
-    if not any(_kind(role) for group in names.groups.values() for role in group.keys):
+    if not any(_kind(role) for group in names.groups.values() for role in group):
         what = qwen_families.family(source.entries)
         what = what or f"a file with {listed(list(source.entries), 'tensors')}"
         step = "choose a LoRA here; a whole model belongs into the loader of its kind"
@@ -256,19 +258,18 @@ def _layout(names: lora_layouts.Sorted) -> str:
 
 def _family(source: lora_source.Source, names: lora_layouts.Sorted) -> str:
     widths: dict[str, int] = {}
-    for stem, group in names.groups.items():
-        key = group.keys.get("down") or group.keys.get("hada_w1_b")
+    for stem in names.kinds:
+        group = names.groups[stem]
+        key = group.get("down") or group.get("hada_w1_b")
         shape = source.entries[key][1] if key else ()
         widths[stem] = shape[1] if len(shape) > 1 else 0
-    return lora_families.family(widths, names.kinds)
+    return lora_families.family(names.groups, widths)
 
 
 def _check_family(
     source: lora_source.Source, family: str, modules: Mapping[str, Shape], count: int
 ) -> None:
-    wanted = lora_families.family(
-        {name: shape[1] if len(shape) > 1 else 0 for name, shape in modules.items()}
-    )
+    wanted = lora_families.of_modules(modules)
     if family and wanted and family != wanted:
         got = f"one for {family} ({count:,} modules)"
         raise WeightsError(source.path, f"a LoRA for {wanted}", got, lora_match.OTHER)

@@ -20,15 +20,20 @@ Names = Mapping[str, int]
 """Name of a kind of module with "N" for its numbers -> numbers that go into it, 0 if not known."""
 
 
-def family(modules: Mapping[str, int], one_each: Iterable[str] | None = None) -> str:
+def of_modules(modules: Mapping[str, tuple[int, ...]]) -> str:
+    """The family of a model. modules: name -> shape of its weight (O,I)."""
+    shapes = {name: modules[name] for name in one_of_each(modules)}
+    return family(modules, {n: s[1] if len(s) > 1 else 0 for n, s in shapes.items()})
+
+
+def family(modules: Iterable[str], one_each: Mapping[str, int]) -> str:
     """The family, "" where names tell none.
 
-    modules: names, with prefixes and flat or not -> numbers that go in (0: not known).
-    one_each: `one_of_each` of them, where it is known already.
+    modules: names, with prefixes and flat or not. one_each: `one_of_each` of them -> numbers that
+    go in (0: not known).
     """
     kinds: dict[str, int] = {}
-    for name in one_of_each(modules) if one_each is None else one_each:
-        width = modules[name]
+    for name, width in one_each.items():
         kind = _NUMBER.sub("_N", stripped(name).replace(".", "_"))
         kinds[kind] = max(width, kinds.get(kind, 0))
     for sign, judge in _SIGNS:
@@ -38,11 +43,11 @@ def family(modules: Mapping[str, int], one_each: Iterable[str] | None = None) ->
     return ""
 
 
-def _z_image(found: Names, _: Names) -> str:
+def _z_image(found: Names, _: Iterable[str]) -> str:
     return "Lumina 2" if 2304 in found.values() else "Z-Image"
 
 
-def _stable_diffusion(found: Names, modules: Names) -> str:
+def _stable_diffusion(found: Names, modules: Iterable[str]) -> str:
     context = {width for kind, width in found.items() if re.search(r"attn2_to_[kv]$", kind)}
     for width, name in ((2048, "SDXL"), (1024, "SD 2"), (768, "SD 1.5")):
         if width in context:
@@ -52,7 +57,7 @@ def _stable_diffusion(found: Names, modules: Names) -> str:
     return "SDXL" if second or deep else "SD 1.5"
 
 
-def _joint_attention(found: Names, modules: Names) -> str:
+def _joint_attention(found: Names, modules: Iterable[str]) -> str:
     """Flux and SD3 in diffusers' names, or Qwen-Image where attention alone was trained."""
     widths = set(found.values())
     if widths & {1536, 2432}:
@@ -64,7 +69,7 @@ def _joint_attention(found: Names, modules: Names) -> str:
     return QWEN if last > 37 or (last > 18 and 3072 in widths) else ""
 
 
-_SIGNS: tuple[tuple[re.Pattern[str], str | Callable[[Names, Names], str]], ...] = tuple(
+_SIGNS: tuple[tuple[re.Pattern[str], str | Callable[[Names, Iterable[str]], str]], ...] = tuple(
     (re.compile(pattern), judge)
     for pattern, judge in (
         (r"^transformer_blocks_N_(img|txt)_(mod|mlp)_", QWEN),

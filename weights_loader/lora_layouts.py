@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 _ROLES = {
@@ -42,23 +42,18 @@ _TEXT = ("lora_te", "te_", "te1_", "te2_", "text_encoder", "text_model.", "cond_
 _SCALES = re.compile(r"(scale_weight|weight_scale(_\d)?|scale_input|input_scale|comfy_quant)$")
 
 
-@dataclass(slots=True)
-class Group:
-    """The tensors that stand under one name: role ("down", "hada_w1_a", "alpha" …) -> key."""
-
-    keys: dict[str, str] = field(default_factory=dict)
-    adapters: frozenset[str] = frozenset()
-
-
 @dataclass(frozen=True)
 class Sorted:
     """All keys of a file. twice: pairs of keys that say the same thing of one module.
 
-    groups: name without its tail -> Group. others: keys without a known tail. scaled: those of
-    them that are scales of quantised matrices. styles: how matrices are named, such as ".lora_A/B".
+    groups: name without its tail -> role ("down", "hada_w1_a", "alpha" …) -> key. adapters: the
+    same name -> what its tensors call their adapter. others: keys without a known tail. scaled:
+    those of them that are scales of quantised matrices. styles: how matrices are named, such as
+    ".lora_A/B".
     """
 
-    groups: Mapping[str, Group]
+    groups: Mapping[str, Mapping[str, str]]
+    adapters: Mapping[str, set[str]]
     others: tuple[str, ...]
     twice: tuple[tuple[str, str], ...]
     styles: tuple[str, ...]
@@ -75,7 +70,8 @@ class Sorted:
 
 def sort_out(keys: Iterable[str]) -> Sorted:
     """Group a file's keys by the name before their tail."""
-    groups: dict[str, Group] = {}
+    groups: dict[str, dict[str, str]] = {}
+    adapters: dict[str, set[str]] = {}
     others: list[str] = []
     twice: list[tuple[str, str]] = []
     styles: dict[str, None] = {}
@@ -84,51 +80,43 @@ def sort_out(keys: Iterable[str]) -> Sorted:
         stem, _, tail = key.partition(".lora_")
         usual = _USUAL.get(tail)
         if usual and stem:
-            _add(groups, twice, stem, usual[0], key)
-            styles[usual[1]] = None
-            continue
-        if key.endswith(".alpha") and len(key) > 6:
-            _add(groups, twice, key[:-6], "alpha", key)
-            continue
-        found = None if _SCALES.search(key) else _TAIL.search(key)
-        if found is None or not found.start():
-            others.append(key)
-            continue
-        lead, pair, adapter, leaf, one, of = found.groups()
-        if leaf == ".bias" and pair not in ("B", "up"):
-            others.append(key)
-            continue
-        role = "up_bias" if leaf == ".bias" else _ROLES.get(pair or one, one)
-        group = _add(groups, twice, key[: found.start()], role, key)
-        if adapter or of:
-            group.adapters |= {adapter or of}
-        if pair:
-            styles[f"{lead}{_STYLES[pair]}" + (".<adapter>" if adapter else "")] = None
-        elif one.startswith(("hada", "lokr", "diff")):
-            styles["." + one[:4]] = None
-    return Sorted(groups, tuple(others), tuple(twice), tuple(styles))
-
-
-def _add(
-    groups: dict[str, Group], twice: list[tuple[str, str]], stem: str, role: str, key: str
-) -> Group:
-    group = groups.get(stem)
-    if group is None:
-        group = groups[stem] = Group()
-    if group.keys.setdefault(role, key) != key:
-        twice.append((group.keys[role], key))
-    return group
+            role, style = usual
+            styles[style] = None
+        elif key.endswith(".alpha") and len(key) > 6:
+            stem, role = key[:-6], "alpha"
+        else:
+            found = None if _SCALES.search(key) else _TAIL.search(key)
+            if found is None or not found.start():
+                others.append(key)
+                continue
+            lead, pair, adapter, leaf, one, of = found.groups()
+            if leaf == ".bias" and pair not in ("B", "up"):
+                others.append(key)
+                continue
+            stem = key[: found.start()]
+            role = "up_bias" if leaf == ".bias" else _ROLES.get(pair or one, one)
+            if adapter or of:
+                adapters.setdefault(stem, set()).add(adapter or of)
+            if pair:
+                styles[f"{lead}{_STYLES[pair]}" + (".<adapter>" if adapter else "")] = None
+            elif one.startswith(("hada", "lokr", "diff")):
+                styles["." + one[:4]] = None
+        group = groups.get(stem)
+        if group is None:
+            groups[stem] = {role: key}
+        elif group.setdefault(role, key) != key:
+            twice.append((group[role], key))
+    return Sorted(groups, adapters, tuple(others), tuple(twice), tuple(styles))
 
 
 def one_of_each(names: Iterable[str]) -> list[str]:
     """Names that differ in more than their numbers: a few dozen out of thousands."""
-    kinds: dict[tuple[bytes, bool], str] = {}
-    for name in names:
-        # As bytes, of which digits are left out ten times as fast. Of a name's numbers only that
-        # of a U-Net's second attention says what a module is.
-        without = name.encode("utf-8", "surrogatepass").translate(None, _DIGITS)
-        kinds.setdefault((without, "attn2" in name), name)
-    return list(kinds.values())
+    names = list(names)
+    # All at once, apart by a byte that no text has. Of a name's numbers only that of a U-Net's
+    # second attention says what a module is.
+    text = b"\xff".join(name.encode("utf-8", "surrogatepass") for name in names)
+    bare = text.replace(b"attn2", b"attn\xfe").translate(None, _DIGITS).split(b"\xff")
+    return list(dict(zip(bare, names, strict=bool(names))).values())
 
 
 def stripped(stem: str) -> str:

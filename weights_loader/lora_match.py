@@ -37,17 +37,18 @@ def match(
     for stem, group in names.groups.items():
         module = index.find(stem)
         if module is None:
-            (text if lora_layouts.for_text(stem) else unmatched).extend(group.keys.values())
+            (text if lora_layouts.for_text(stem) else unmatched).extend(group.values())
             continue
         keys = found.setdefault(module, {})
-        for role, key in group.keys.items():
+        for role, key in group.items():
             if role in keys:
                 step = "remove one of the two with the tool that made the file"
                 got = f"two: {keys[role]} and {key}"
                 raise WeightsError(source.path, f"one tensor of a kind for {module}", got, step)
             keys[role] = key
-        if len(group.adapters) > 1:
-            got = f"several: {', '.join(sorted(group.adapters))}"
+        adapters = names.adapters.get(stem, ())
+        if len(adapters) > 1:
+            got = f"several: {', '.join(sorted(adapters))}"
             raise WeightsError(source.path, f"one adapter for {module}", got, "save one a file")
     for key in names.others:
         (text if lora_layouts.for_text(key) else unmatched).append(key)

@@ -100,7 +100,7 @@ SPELLINGS = [l for l in lf.LAYOUTS if l != "attention processors"]  # noqa: E741
 @pytest.mark.parametrize("family", lf.FAMILIES)
 def test_families_are_told_by_names_and_widths_in_every_layout(family: str, tmp_path: Path) -> None:
     for variant, modules in lf.FAMILIES[family].items():
-        assert lora_families.family({n: s[1] for n, s in modules.items()}) == family, variant
+        assert lora_families.of_modules(modules) == family, variant
         for layout in ("kohya, musubi", "peft of a pipeline"):
             shapes = lf.lora_shapes(modules, layout, 2)
             path = lf.write_sparse(tmp_path / "a.safetensors", shapes)
@@ -112,7 +112,7 @@ def test_families_are_told_by_names_and_widths_in_every_layout(family: str, tmp_
         for layout in SPELLINGS:
             named = lf.LAYOUTS[layout][0]
             assert all(index.find(named(module)) == module for module in modules), layout
-            told = lora_families.family({named(n): s[1] for n, s in modules.items()})
+            told = lora_families.of_modules({named(n): s for n, s in modules.items()})
             assert told == family, (variant, layout)
 
 
