@@ -200,6 +200,9 @@ CASES = {
     "shape of a thousand axes": Case(
         "a shape for", header(lambda h: set_first(h, "shape", [1] * 1000)), True
     ),
+    "shape of thousands of long numbers": Case(
+        "a shape for", header(lambda h: set_first(h, "shape", [10**4000] * 1900)), True
+    ),
     "shape of texts": Case(
         "a shape for", header(lambda h: set_first(h, "shape", ["4", "8"])), True
     ),

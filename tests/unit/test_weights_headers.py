@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -63,11 +64,28 @@ def headers() -> Iterator[str]:
                 yield joined([(name, value), tensor])
                 yield joined([tensor, (name, value)])
     yield as_object([('"a"', as_list(right(0)))])
+    far, wide = f"[{1 << 48},{(1 << 48) + 4}]", f"[0,{1 << 48}]"
+    yield as_object([tensor, ('"b"', as_object([*right(1)[:2], ('"data_offsets"', far)]))])
+    empty = [right(0)[0], ('"shape"', wide), ('"data_offsets"', "[0,0]")]
+    yield as_object([('"b"', as_object(empty)), tensor])
     for entry in faulty(right(0)):
         yield as_object([('"a"', as_object(entry))])
         yield as_object([('"a"', as_object(entry)), second])
     for entry in faulty(right(1)):
         yield as_object([tensor, ('"b"', as_object(entry))])
+
+
+def misspelled() -> Iterator[str]:
+    """Right headers, and all that one character makes of them."""
+    whole = {"__metadata__": {"k": "v"}, "a": json.loads(as_object(right(0)))}
+    whole["b"] = json.loads(as_object(right(1)))
+    for text in (json.dumps(whole), json.dumps(whole, separators=(",", ":"))):
+        yield text
+        for at in range(1, len(text)):
+            yield text[:at] + text[at + 1 :]
+            for other in '"{}[],:0-\\ a\n':
+                yield text[:at] + other + text[at:]
+                yield text[:at] + other + text[at + 1 :]
 
 
 def told(path: Path) -> safetensors_file.Header | str:
@@ -77,14 +95,16 @@ def told(path: Path) -> safetensors_file.Header | str:
         return str(error)
 
 
+@pytest.mark.parametrize("made", [headers, misspelled])
 def test_both_ways_to_read_a_header_take_and_tell_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Callable[[], Iterator[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "header.safetensors"
-    seen = dict.fromkeys(headers())
+    seen = dict.fromkeys(made())
     taken = quick = 0
     for text in seen:
-        for size in (4, 8):
+        # Of the second tensor's four bytes some headers know nothing.
+        for size in (8,) if made is misspelled else (4, 8):
             path.write_bytes(wf.with_header(text.encode(), bytes(size)))
             at_once = told(path)
             quick += safetensors_file._at_once(text.encode()) is not None
@@ -93,4 +113,4 @@ def test_both_ways_to_read_a_header_take_and_tell_the_same(
                 assert told(path) == at_once, text
             taken += isinstance(at_once, safetensors_file.Header)
     # Neither way is idle, and most of these headers are refused.
-    assert len(seen) > 900 and 20 < taken < len(seen) and quick > taken / 2
+    assert len(seen) > 900 and quick > 20 and 20 < taken < len(seen) / 3
