@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import _pack
-from _measure import median_seconds
+from _measure import interleaved
 from _table import Row
 
 _pack.load()
@@ -71,16 +73,21 @@ def layouts(settings: SimpleNamespace) -> Iterator[Row]:
 def headers(settings: SimpleNamespace) -> Iterator[Row]:
     """What a file of a gigabyte is, from its header (a sparse file with the real names)."""
     with tempfile.TemporaryDirectory() as folder:
+        told = {}
         for layout in ("ai-toolkit", "kohya, musubi"):
             shapes = lora_files.lora_shapes(lora_files.qwen_modules(), layout, RANK_1_GB)
-            path = lora_files.write_sparse(Path(folder) / "a", shapes)
-            seconds = median_seconds(lambda path=path: lora.describe(path), 3 * settings.rounds)
+            path = lora_files.write_sparse(Path(folder) / str(len(shapes)), shapes)
             size = path.stat().st_size / 1e9
+            what = f"header check of {size:.2f} GB, {len(shapes):,} keys ({layout})"
+            told[what] = partial(lora.describe, path)
+        # With pauses: a slow spell of half a second would be all that calls in a row see.
+        for what, seconds in interleaved(told, 3 * settings.rounds).items():
+            milliseconds = statistics.median(seconds) * 1e3
             yield Row(
-                f"header check of {size:.2f} GB, {len(shapes):,} keys ({layout})",
-                f"{seconds * 1e3:.1f} ms",
+                what,
+                f"{milliseconds:.1f} ms",
                 bound=f"≤ {HEADER_BOUND_MS} ms",
-                met=seconds * 1e3 <= HEADER_BOUND_MS,
+                met=milliseconds <= HEADER_BOUND_MS,
             )
 
 

@@ -10,6 +10,7 @@ import gc
 import hashlib
 import importlib
 import json
+import operator
 import os
 import statistics
 import sys
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import _pack  # noqa: E402
 import torch  # noqa: E402
-from _measure import interleaved, ratio  # noqa: E402
+from _measure import Clock, interleaved, ratio  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 RANK = 32
@@ -227,36 +228,48 @@ def against(settings: SimpleNamespace, loras: Path) -> dict[str, Any]:
     if bypass is not None:
         file = comfy.utils.load_torch_file(str(loras / "v1.safetensors"), safe_load=True)
         models["bypass"] = bypass(patcher, None, file, 1.0, 0)[0]
-    # The machine's own swings of a tenth are five times what is looked for.
-    steps = _steps(models, 3 * settings.rounds)
+    # The machine's own swings of a tenth are three times what is looked for.
+    steps, beside = _steps(models, 3 * settings.rounds)
+    of_plain = statistics.quantiles(map(operator.truediv, steps["ours"], steps["plain"]), n=4)
     found = {
         "parameters": sum(p.numel() for p in patcher.model.parameters()),
         "tokens": TEXT_TOKENS + (LATENT // 2) ** 2,
         "switch": {name: statistics.median(each) for name, each in switch.items()},
         "step": {name: statistics.median(each) for name, each in steps.items()},
-        "of plain": ratio(steps["ours"], steps["plain"]),
+        "beside": statistics.median(map(operator.truediv, beside, steps["ours"])),
+        "of plain": of_plain,
     }
     if "bypass" in steps:
         found["of bypass"] = ratio(steps["ours"], steps["bypass"])
     return found
 
 
-def _steps(models: dict[str, Any], rounds: int) -> dict[str, list[float]]:
-    """Seconds of one step of each model in turn; putting it in place is not counted."""
+def _steps(models: dict[str, Any], rounds: int) -> tuple[dict[str, list[float]], list[float]]:
+    """Seconds of one step of each model in turn; putting it in place is not counted.
+
+    Returns: those, and for each of "ours" what of it the layers' LoRA took.
+    """
+    clock = Clock()
+    low_rank = importlib.import_module("realtoon.engine.low_rank")
+    low_rank.Beside.add = clock.around("beside", low_rank.Beside.add)
     chance = torch.Generator().manual_seed(3)
     x = torch.randn(1, 16, 1, LATENT, LATENT, generator=chance)
     text = torch.randn(1, TEXT_TOKENS, 3584, generator=chance).bfloat16()
     seconds: dict[str, list[float]] = {name: [] for name in models}
+    beside: list[float] = []
     names = list(models)
     for turn in range(rounds + 1):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             model = models[name]
             load([model, *model.get_additional_models()])
+            clock.seconds.clear()
             started = time.perf_counter()
             model.model.apply_model(x, torch.tensor([0.7]), c_crossattn=text)
             if turn:
                 seconds[name].append(time.perf_counter() - started)
-    return seconds
+            if turn and name == "ours":
+                beside.append(clock.seconds["beside"])
+    return seconds, beside
 
 
 def thousand(settings: SimpleNamespace, loras: Path) -> dict[str, Any]:

@@ -19,7 +19,8 @@ NOTES = """
   41 GB; the LoRA is real. Ready means read from the page cache, checked, put beside every layer.
   The bare copy is one of the file's bytes from memory to memory.
 - "Two blocks": the real widths, weights from a seed, bf16. A switch reads a file and loads the
-  model with it. Steps are taken in turns, and ratios are medians of each turn's own.
+  model with it. Steps are taken in turns, and ratios are medians of each turn's own. Whole
+  steps swing by a tenth here; what the LoRA takes is timed within its own steps, and does not.
 - Exactness: three sampling steps of a tiny DiT against the same LoRA folded in by the host; the fp8
   row is one layer's change against the exact one in fp64.
 """
