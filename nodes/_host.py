@@ -128,9 +128,10 @@ def _warn(ours: dict[str, type[io.ComfyNode]], outcome: str) -> None:
 
 
 def file_state(source: Path) -> tuple[Any, ...]:
-    """Changes when a file does."""
+    """Changes when a file does, also where a copy has brought its time with it: that of the last
+    change of the file's own record cannot be set (on Windows it is that of its creation)."""
     stat = source.stat()
-    return (os.fspath(source), stat.st_mtime_ns, stat.st_size)
+    return (os.fspath(source), stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
 
 
 def kept_model(

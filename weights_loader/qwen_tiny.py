@@ -204,6 +204,7 @@ def vae(sizes: Sizes = TINY, seed: int = 2, dtype: torch.dtype = torch.bfloat16)
 
 
 def transformer_config(sizes: Sizes = TINY, **changes: object) -> dict[str, object]:
+    """transformer/config.json as diffusers writes it. changes: fields in place of usual ones."""
     return {
         "_class_name": "QwenImageTransformer2DModel",
         "_diffusers_version": "0.36.0.dev0",
@@ -221,6 +222,7 @@ def transformer_config(sizes: Sizes = TINY, **changes: object) -> dict[str, obje
 
 
 def text_config(sizes: Sizes = TINY) -> dict[str, object]:
+    """text_encoder/config.json as transformers writes it."""
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "hidden_size": sizes.joint,
@@ -250,6 +252,7 @@ def text_config(sizes: Sizes = TINY) -> dict[str, object]:
 
 
 def vae_config(sizes: Sizes = TINY) -> dict[str, object]:
+    """vae/config.json as diffusers writes it."""
     return {
         "_class_name": "AutoencoderKLQwenImage",
         "attn_scales": [],
@@ -271,6 +274,7 @@ def vae_config(sizes: Sizes = TINY) -> dict[str, object]:
 
 
 def model_index(name: str = "QwenImageEditPlusPipeline") -> dict[str, object]:
+    """model_index.json of a diffusers folder. name: of its pipeline's class."""
     return {
         "_class_name": name,
         "processor": ["transformers", "Qwen2VLProcessor"],

@@ -89,6 +89,7 @@ def test_files_are_kept_within_the_limit_until_they_change(found) -> None:
     assert kept["said"] == [False, False, True, False, False]
     assert kept["A, B, A"] == 0 and kept["B"] > 1e-5
     assert not kept["after a change"] and kept["fingerprint"]
+    assert not kept["after a copy of its time"]
 
 
 def test_what_the_node_offers_refuses_and_says(found) -> None:
