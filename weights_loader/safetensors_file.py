@@ -215,8 +215,8 @@ def _at_once(raw: bytes) -> tuple[dict[str, Entry], dict[str, str]] | None:
         pieces = _TENSOR.split(raw.decode("utf-8"))
         names, dtypes, shapes = pieces[1::6], pieces[2::6], pieces[3::6]
         begins, ends = list(map(int, pieces[4::6])), list(map(int, pieces[5::6]))
-        # One pair in place of all tensors, which leaves what stands before and after them.
-        rest = _parse(f'{pieces[0]}"":0{pieces[-1]}')
+        # One pair in place of all tensors: what stands before and after them must be sound too.
+        rest = _parse(f'{pieces[0]}"":{{}}{pieces[-1]}')
         metadata = rest.pop("__metadata__", {})
         "".join(metadata.values())
         shaped = {text: tuple(json.loads(text)) for text in set(shapes)}
@@ -231,7 +231,7 @@ def _at_once(raw: bytes) -> tuple[dict[str, Entry], dict[str, str]] | None:
     found = dict(zip(names, entries, strict=True))
     needed = map(sizes.__getitem__, zip(dtypes, shapes, strict=True))
     sound = (
-        rest == {"": 0}
+        rest == {"": {}}
         and len(found) == len(names)
         and "__metadata__" not in found
         and set(pieces[6:-1:6]) <= {",", ", "}

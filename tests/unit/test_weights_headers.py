@@ -64,6 +64,12 @@ def headers() -> Iterator[str]:
                 yield joined([(name, value), tensor])
                 yield joined([tensor, (name, value)])
     yield as_object([('"a"', as_list(right(0)))])
+    # What would go on with a number, a text or an object in place of the tensors.
+    for tail in (".0}", "e5}", "0}", ',"":0}', ',"":{}}', '"}', "}}", "]}", "} 0", "}\n", " } "):
+        yield as_object([tensor])[:-1] + tail
+        yield as_object([tensor, second])[:-1] + tail
+    for head in ("{{", '{"', '{"x', '{"x",', '{"x":', '{"":{},', '{"":0,', "[", "", " {", "{ "):
+        yield head + as_object([tensor])[1:]
     far, wide = f"[{1 << 48},{(1 << 48) + 4}]", f"[0,{1 << 48}]"
     yield as_object([tensor, ('"b"', as_object([*right(1)[:2], ('"data_offsets"', far)]))])
     empty = [right(0)[0], ('"shape"', wide), ('"data_offsets"', "[0,0]")]
