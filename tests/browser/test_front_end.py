@@ -209,16 +209,22 @@ def test_help_opens_in_english(comfy, page, kind):
     assert "If something looks wrong" in text
 
 
-@pytest.mark.parametrize("kind", NODES)
-def test_help_opens_in_chinese(comfy, page, kind):
+@pytest.fixture(scope="class")
+def chinese(page):
+    """The front end in Chinese for a class of tests."""
     store = "return app.extensionManager.setting.set('Comfy.Locale', arguments[0])"
     page.js(store, "zh")
-    try:
+    yield
+    page.js(store, "en")
+    page.load()
+
+
+@pytest.mark.usefixtures("chinese")
+class TestInChinese:
+    @pytest.mark.parametrize("kind", NODES)
+    def test_help_opens(self, comfy, page, kind):
         page.load()
         text = opened_help(page, kind)
         page.shot(f"help-{kind}-zh-{comfy.version}-{comfy.front_end}")
         assert heading(HELP / kind / "zh.md") in text
         assert "遇到问题时" in text
-    finally:
-        page.js(store, "en")
-        page.load()
