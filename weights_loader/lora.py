@@ -257,13 +257,12 @@ def _layout(names: lora_layouts.Sorted) -> str:
 
 
 def _family(source: lora_source.Source, names: lora_layouts.Sorted) -> str:
-    widths: dict[str, int] = {}
+    shapes: dict[str, Shape] = {}
     for stem in names.kinds:
         group = names.groups[stem]
         key = group.get("down") or group.get("hada_w1_b")
-        shape = source.entries[key][1] if key else ()
-        widths[stem] = shape[1] if len(shape) > 1 else 0
-    return lora_families.family(names.groups, widths)
+        shapes[stem] = source.entries[key][1] if key else ()
+    return lora_families.family(names.groups, shapes)
 
 
 def _check_family(

@@ -22,20 +22,19 @@ Names = Mapping[str, int]
 
 def of_modules(modules: Mapping[str, tuple[int, ...]]) -> str:
     """The family of a model. modules: name -> shape of its weight (O,I)."""
-    shapes = {name: modules[name] for name in one_of_each(modules)}
-    return family(modules, {n: s[1] if len(s) > 1 else 0 for n, s in shapes.items()})
+    return family(modules, {name: modules[name] for name in one_of_each(modules)})
 
 
-def family(modules: Iterable[str], one_each: Mapping[str, int]) -> str:
+def family(modules: Iterable[str], one_each: Mapping[str, tuple[int, ...]]) -> str:
     """The family, "" where names tell none.
 
-    modules: names, with prefixes and flat or not. one_each: `one_of_each` of them -> numbers that
-    go in (0: not known).
+    modules: names, with prefixes and flat or not. one_each: `one_of_each` of them -> shape of what
+    takes the module's inputs (any,I), shorter where not known.
     """
     kinds: dict[str, int] = {}
-    for name, width in one_each.items():
+    for name, shape in one_each.items():
         kind = _NUMBER.sub("_N", stripped(name).replace(".", "_"))
-        kinds[kind] = max(width, kinds.get(kind, 0))
+        kinds[kind] = max(shape[1] if len(shape) > 1 else 0, kinds.get(kind, 0))
     for sign, judge in _SIGNS:
         found = {kind: width for kind, width in kinds.items() if sign.search(kind)}
         if found:

@@ -15,7 +15,7 @@ import operator
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -47,10 +47,7 @@ _NAMES = {dtype: name for name, dtype in _TORCH.items()}
 
 def size_of(stored: files.Stored) -> int:
     """Bytes that a tensor described by `scan` takes, on disk as in memory."""
-    count = _SIZES[stored.dtype]
-    for size in stored.shape:
-        count *= size
-    return count
+    return _needed(stored.dtype, stored.shape)
 
 
 def scan(
@@ -219,23 +216,23 @@ def _at_once(raw: bytes) -> tuple[dict[str, Entry], dict[str, str]] | None:
         rest = _parse(f'{pieces[0]}"":{{}}{pieces[-1]}')
         metadata = rest.pop("__metadata__", {})
         "".join(metadata.values())
-        shaped = {text: tuple(json.loads(text)) for text in set(shapes)}
-        if not all(len(each) <= MAX_RANK and _sizes(list(each)) for each in shaped.values()):
+        lists = {text: json.loads(text) for text in set(shapes)}
+        if not all(map(_is_shape, lists.values())):
             return None
-        kinds = set(zip(dtypes, shapes, strict=True))
-        sizes = {(dtype, text): _SIZES[dtype] * math.prod(shaped[text]) for dtype, text in kinds}
+        kinds = list(zip(dtypes, shapes, strict=True))
+        needed = {kind: _needed(kind[0], lists[kind[1]]) for kind in set(kinds)}
     except (LookupError, ValueError, RecursionError, AttributeError, TypeError):
         return None
+    shaped = {text: tuple(sizes) for text, sizes in lists.items()}
     spans = zip(begins, ends, strict=True)
     entries = zip(dtypes, map(shaped.__getitem__, shapes), spans, strict=True)
     found = dict(zip(names, entries, strict=True))
-    needed = map(sizes.__getitem__, zip(dtypes, shapes, strict=True))
     sound = (
         rest == {"": {}}
         and len(found) == len(names)
         and "__metadata__" not in found
         and set(pieces[6:-1:6]) <= {",", ", "}
-        and list(map(operator.add, begins, needed)) == ends
+        and list(map(operator.add, begins, map(needed.__getitem__, kinds))) == ends
         and _sizes(ends)
     )
     return (found, metadata) if sound else None
@@ -255,24 +252,29 @@ def _entry(path: Path, name: str, entry: object) -> Entry:
     fields = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if dtype not in _SIZES if isinstance(dtype, str) else True:
-        _refuse(path, f"a known dtype for {name}", repr(dtype)[:80])
-    if not _sizes(shape) or len(shape) > MAX_RANK:  # type: ignore[arg-type]
-        # Not the whole of it: thousands of long numbers take a second to be written.
-        got = repr(shape[: MAX_RANK + 1] if isinstance(shape, list) else shape)
-        _refuse(path, f"a shape for {name}", got[:80])
+        _refuse(path, f"a known dtype for {name}", _shown(dtype))
+    if not _is_shape(shape):
+        _refuse(path, f"a shape for {name}", _shown(shape))
     if not _sizes(offsets) or len(offsets) != 2:  # type: ignore[arg-type]
-        _refuse(path, f"two data offsets for {name}", repr(offsets)[:80])
+        _refuse(path, f"two data offsets for {name}", _shown(offsets))
     begin, end = offsets  # type: ignore[misc]
-    count = 1
-    for size in shape:  # type: ignore[union-attr]
-        count *= size
-    if end - begin != count * _SIZES[dtype]:  # type: ignore[index]
-        _refuse(
-            path,
-            f"{count * _SIZES[dtype]:,} bytes for {name}",  # type: ignore[index]
-            f"{end - begin:,}",
-        )
+    needed = _needed(dtype, shape)  # type: ignore[arg-type]
+    if end - begin != needed:
+        _refuse(path, f"{needed:,} bytes for {name}", f"{end - begin:,}")
     return dtype, tuple(shape), (begin, end)  # type: ignore[return-value,arg-type]
+
+
+def _needed(dtype: str, shape: Sequence[int]) -> int:
+    return _SIZES[dtype] * math.prod(shape)
+
+
+def _shown(value: object) -> str:
+    """The first 80 characters of a value; thousands of long numbers take a second to be written."""
+    return repr(value[:40] if isinstance(value, list) else value)[:80]
+
+
+def _is_shape(value: object) -> bool:
+    return _sizes(value) and len(value) <= MAX_RANK  # type: ignore[arg-type]
 
 
 def _sizes(value: object) -> bool:
